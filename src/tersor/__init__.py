@@ -1,0 +1,3 @@
+"""tersor: terse tensors."""
+
+__version__ = "0.1.0.dev0"

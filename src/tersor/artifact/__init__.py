@@ -1,0 +1,1 @@
+"""The file: container, sections, named tensors in and out."""

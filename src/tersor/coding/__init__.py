@@ -1,0 +1,1 @@
+"""Integer arrays to bytes and back: NumPy and Numba, no torch."""

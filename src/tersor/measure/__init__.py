@@ -1,0 +1,1 @@
+"""Sizes and scores as data; nothing is printed here."""

@@ -1,0 +1,1 @@
+"""From one tensor to a module: select, attach, restore."""

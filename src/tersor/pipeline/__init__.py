@@ -1,0 +1,1 @@
+"""Run a recipe from a task to a verified file."""

@@ -1,0 +1,1 @@
+"""Recipes as YAML: the same classes as :mod:`tersor.spec`, field by field."""

@@ -1,0 +1,70 @@
+"""What comes out: measured numbers as plain data. Nothing here computes or prints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Score:
+    """The mean score over a loader, in the score's own unit, with its 95 % interval.
+
+    ``low`` and ``high`` are None for a metric that no sample has alone. ``per_sample`` (n,) stays out of
+    reports.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    samples: int
+    method: str
+    per_sample: NDArray[Any] | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Artifact against baseline on the same samples, by a paired test.
+
+    drop -- how much worse the artifact is, in the score's unit (negative: better).
+    low, high -- 95 % interval of the drop; None for a metric without samples.
+    p_value -- of no difference (two-sided).
+    resolution -- the smallest drop that this many samples can tell from none.
+    """
+
+    drop: float
+    low: float | None
+    high: float | None
+    p_value: float | None
+    test: Literal["mcnemar", "bootstrap", "none"]
+    resolution: float | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """Where the bytes of one tensor (or one section of the file) went."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    form: str
+    method: str
+    levels: int
+    parts: dict[str, int]  # bytes by part: codes, codebook, scales, mask, values, tables, header
+
+    @property
+    def size_bytes(self) -> int:
+        """All parts together."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Every byte of a file: the rows add up to ``file_bytes`` exactly."""
+
+    rows: tuple[LedgerRow, ...]
+    file_bytes: int

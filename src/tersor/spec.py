@@ -1,0 +1,238 @@
+"""The frozen words of a plan: what to do, never how.
+
+A :class:`Recipe` is a tuple of steps that run in order. A step that touches tensors has ``targets``
+(patterns, any of which may match) and ``rules`` that change its fields for some of them: the last
+matching rule wins. A pattern is a glob, or a regular expression after ``re:``; it is held against
+the parameter's name (``fc1.weight``) and against its module's path (``fc1``).
+
+Recipes in YAML are these same classes, field by field (:mod:`tersor.recipe`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal, TypeVar
+
+from tersor.errors import SpecError, did_you_mean
+
+AMOUNTS = ("fraction", "count", "threshold", "percentile")
+
+Init = Literal["optimal", "exact", "linear", "random", "density", "kmeans++"]
+Speed = Literal["fast", "balanced", "small"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Change fields of a step for what ``match`` matches, or ``skip`` it.
+
+    >>> Prune(fraction=0.9, rules=(Rule("conv1", override={"fraction": 0.3}),)).rules[0].match
+    'conv1'
+    """
+
+    match: str
+    skip: bool = False
+    override: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """A training phase: fine-tune what the steps before it left trainable, under their constraints.
+
+    epochs -- passes over the training loader; may be fractional.
+    warmup -- share of the steps over which the rate rises from 0.
+    """
+
+    kind: ClassVar[str] = "train"
+    name: str = "train"
+    epochs: float = 1.0
+    lr: float = 1e-3
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = 0.0
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.epochs > 0, "epochs", self.epochs, "more than 0")
+        _require(self.lr > 0, "lr", self.lr, "more than 0")
+        _require(0 <= self.warmup < 1, "warmup", self.warmup, "a share of the steps in [0, 1)")
+        _one_of(self, "optimizer", ("adamw", "sgd"))
+        _one_of(self, "schedule", ("cosine", "linear", "constant"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune:
+    """Set the weights of least magnitude to zero, and hold them there.
+
+    Exactly one amount: ``fraction`` of the weights in [0, 1), their ``count``, a ``threshold`` on
+    |w|, or a ``percentile`` of |w| in [0, 100). ``scope="global"`` ranks the weights of all targets
+    together. ``schedule="gradual"`` raises a fraction with the cube law of Zhu & Gupta (2017,
+    section 3) during this step's own ``train`` phase, from ``begin`` to ``end`` (shares of it).
+    """
+
+    kind: ClassVar[str] = "prune"
+    name: str = "prune"
+    targets: tuple[str, ...] = ("*",)
+    rules: tuple[Rule, ...] = ()
+    fraction: float | None = None
+    count: int | None = None
+    threshold: float | None = None
+    percentile: float | None = None
+    scope: Literal["layer", "global"] = "layer"
+    schedule: Literal["one-shot", "gradual"] = "one-shot"
+    begin: float = 0.0
+    end: float = 0.75
+    train: Train | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in AMOUNTS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise SpecError(
+                f"prune takes exactly one of {', '.join(AMOUNTS)}; given: {', '.join(given) or 'none'}"
+            )
+        amount = getattr(self, given[0])
+        bound = {"fraction": 1, "percentile": 100}.get(given[0])
+        _require(
+            amount >= 0 and (bound is None or amount < bound), given[0], amount,
+            f"in [0, {bound})" if bound else "0 or more",
+        )  # fmt: skip
+        _one_of(self, "scope", ("layer", "global"))
+        _one_of(self, "schedule", ("one-shot", "gradual"))
+        if self.schedule == "gradual" and (self.train is None or self.fraction is None):
+            raise SpecError("gradual pruning takes a fraction and a train phase to spread it over")
+        _require(0 <= self.begin < self.end <= 1, "begin, end", (self.begin, self.end),
+                 "0 <= begin < end <= 1")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Let the weights of a group share the few values of a codebook.
+
+    ``bits`` (at most 2^bits values) or ``clusters``, or ``rate`` for an entropy-constrained codebook:
+    the least of squared error + rate x (mean squared weight) x code length in bits, with at most
+    2^bits values (default 2^8). ``init`` is ``optimal`` (histogram route), ``exact`` (all
+    unique values), or a start for Lloyd's iterations. ``keep_zero`` holds an exact 0.0 in the codebook
+    (always so where weights were pruned). ``importance="fisher"`` weighs errors by the squared
+    gradient of the loss over ``fisher_batches`` training batches. While its ``train`` phase runs,
+    centroids move by the ``gradient`` of the loss (summed over their members) or each weight moves
+    alone and members are set to their ``mean`` after every step; codes are assigned anew every
+    ``reassign`` epochs (0: never).
+
+    Sources: Han et al. 2016 (Deep Compression) section 3; Choi et al. 2017 (Towards the Limit of
+    Network Quantization) sections 3 and 4.
+    """
+
+    kind: ClassVar[str] = "cluster"
+    name: str = "cluster"
+    targets: tuple[str, ...] = ("*",)
+    rules: tuple[Rule, ...] = ()
+    bits: int | None = None
+    clusters: int | None = None
+    rate: float = 0.0
+    init: Init = "optimal"
+    granularity: Literal["tensor", "channel", "block"] = "tensor"
+    axis: int = 0
+    block_size: int = 0
+    keep_zero: bool = False
+    biases: bool = False
+    importance: Literal["none", "fisher"] = "none"
+    fisher_batches: int = 32
+    update: Literal["gradient", "mean"] = "gradient"
+    reassign: int = 0
+    train: Train | None = None
+
+    def __post_init__(self) -> None:
+        if self.bits is not None and self.clusters is not None:
+            raise SpecError(f"cluster takes bits or clusters, not both: {self.bits}, {self.clusters}")
+        if self.bits is None and self.clusters is None and self.rate == 0:
+            raise SpecError("cluster takes bits, clusters or rate; none is given")
+        if self.bits is not None:
+            _require(1 <= self.bits <= 16, "bits", self.bits, "from 1 to 16")
+        if self.clusters is not None:
+            _require(1 <= self.clusters <= 65536, "clusters", self.clusters, "from 1 to 65536")
+        _require(self.rate >= 0, "rate", self.rate, "0 or more")
+        _require(self.reassign >= 0, "reassign", self.reassign, "0 or more epochs")
+        _require(self.fisher_batches > 0, "fisher_batches", self.fisher_batches, "at least 1")
+        _one_of(self, "init", ("optimal", "exact", "linear", "random", "density", "kmeans++"))
+        _one_of(self, "granularity", ("tensor", "channel", "block"))
+        _one_of(self, "importance", ("none", "fisher"))
+        _one_of(self, "update", ("gradient", "mean"))
+        if self.rate and self.init not in ("optimal", "exact"):
+            raise SpecError(f"an entropy-constrained codebook starts from optimal, not {self.init!r}")
+
+    @property
+    def max_clusters(self) -> int:
+        """The most values that a group's codebook may hold."""
+        return self.clusters if self.clusters is not None else 2 ** (self.bits or 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Code:
+    """How hard the writer tries: the smallest coding within a ``speed`` class of decoding."""
+
+    kind: ClassVar[str] = "code"
+    name: str = "code"
+    speed: Speed = "small"
+
+    def __post_init__(self) -> None:
+        _one_of(self, "speed", ("fast", "balanced", "small"))
+
+
+Step = Prune | Cluster | Train | Code
+StepT = TypeVar("StepT", bound=Step)
+STEPS: Mapping[str, type[Step]] = {kind.kind: kind for kind in (Prune, Cluster, Train, Code)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Ordered steps, each with a name of its own (``--set NAME.FIELD=VALUE`` finds it by that)."""
+
+    name: str = "recipe"
+    description: str = ""
+    steps: tuple[Step, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [step.name for step in self.steps]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise SpecError(f"two steps are named {twice[0]!r}: give each a name of its own")
+        if not self.steps:
+            raise SpecError(f"recipe {self.name!r} has no steps")
+
+    def with_fields(self, step: str, **changes: Any) -> Recipe:
+        """A copy with fields of one step changed.
+
+        >>> Recipe(steps=(Cluster(bits=4),)).with_fields("cluster", bits=3).steps[0].bits
+        3
+        """
+        names = [one.name for one in self.steps]
+        if step not in names:
+            raise SpecError(f"no step is named {step!r}.{did_you_mean(step, names)}")
+        changed = (replace_fields(one, changes) if one.name == step else one for one in self.steps)
+        return replace(self, steps=tuple(changed))
+
+
+def replace_fields(step: StepT, changes: Mapping[str, Any]) -> StepT:
+    """``dataclasses.replace`` that names the field it does not know, and swaps one amount for another."""
+    known = [one.name for one in fields(step)]
+    for name in changes:
+        if name not in known:
+            raise SpecError(f"{step.kind} has no field {name!r}.{did_you_mean(name, known)}")
+    changes = dict(changes)
+    for family in (AMOUNTS, ("bits", "clusters")):
+        if any(name in changes for name in family):
+            changes = {name: None for name in family if name in known} | changes
+    return replace(step, **changes)
+
+
+def _require(holds: bool, name: str, value: object, wanted: str) -> None:
+    if not holds:
+        raise SpecError(f"{name} is {value}: it has to be {wanted}")
+
+
+def _one_of(spec: object, name: str, known: tuple[str, ...]) -> None:
+    value = getattr(spec, name)
+    if value not in known:
+        raise SpecError(f"{name} is {value!r}.{did_you_mean(str(value), known)}")

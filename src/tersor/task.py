@@ -1,0 +1,64 @@
+"""What only the user knows: the model, the data, and how to score an output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tersor.errors import TaskError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Batch = Any
+Output = Any
+
+
+def _forward(model: nn.Module, batch: Batch) -> Output:
+    return model(batch[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A trained model with its data and its own measure of quality.
+
+    build -- returns a fresh, untrained model; called again for every evaluation of a file.
+    weights -- the trained ``state_dict``, or a path to one (``.pt`` read with ``weights_only=True``, or
+        ``.safetensors``).
+    forward -- runs the model on one batch; the default calls ``model(batch[0])``.
+    loss -- (output, batch) -> scalar tensor; needed by every step that trains.
+    score -- (output, batch) -> one number for each sample, shape (n,); a mean of it is the score.
+    metric -- (model, loader) -> one number, instead of ``score``, where no sample has a score alone.
+    train, validation, test -- re-iterable loaders of batches (a DataLoader, a list).
+    example_inputs -- positional inputs of the model, for export.
+
+    Exactly one of ``score`` and ``metric`` is given. Raises :class:`TaskError` where that does not hold.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    weights: Mapping[str, Tensor] | str | Path
+    test: Iterable[Batch]
+    train: Iterable[Batch] | None = None
+    validation: Iterable[Batch] | None = None
+    forward: Callable[[nn.Module, Batch], Output] = _forward
+    loss: Callable[[Output, Batch], Tensor] | None = None
+    score: Callable[[Output, Batch], Tensor] | None = None
+    metric: Callable[[nn.Module, Iterable[Batch]], float] | None = None
+    higher_is_better: bool = True
+    example_inputs: tuple[Any, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.score is None) == (self.metric is None):
+            raise TaskError(f"task {self.name!r} takes exactly one of score and metric")
+        if not callable(self.build):
+            raise TaskError(f"task {self.name!r}: build is {self.build!r}; it has to be a function")
+        for name in ("train", "validation", "test"):
+            loader = getattr(self, name)
+            if loader is not None and iter(loader) is loader:
+                raise TaskError(
+                    f"task {self.name!r}: {name} is an iterator, which runs dry after one pass; "
+                    "give a DataLoader or a list"
+                )

@@ -1,0 +1,102 @@
+"""Which weights of a tensor share a codebook or a scale: all, a channel, or a block of a channel.
+
+Groups are laid out on the tensor seen as a matrix of (shape[axis], everything else).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tersor.errors import SpecError
+
+
+@dataclass(frozen=True)
+class Granularity:
+    """``tensor``; ``channel`` along ``axis``; or ``block`` of ``size`` weights inside a channel.
+
+    A block never crosses a channel: the last one of a channel may be short.
+    """
+
+    kind: Literal["tensor", "channel", "block"] = "tensor"
+    axis: int = 0
+    size: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("tensor", "channel", "block"):
+            raise SpecError(f"granularity {self.kind!r} is not one of tensor, channel, block")
+        if (self.size > 0) != (self.kind == "block"):
+            raise SpecError(f"granularity {self.kind!r} with block size {self.size}: a block, and "
+                            "only a block, has a size of at least 1")  # fmt: skip
+
+
+PER_TENSOR = Granularity()
+
+
+def group_shape(shape: tuple[int, ...], granularity: Granularity) -> tuple[int, int]:
+    """(channels, groups in each channel) of a tensor of ``shape``.
+
+    >>> group_shape((4, 10), Granularity("block", size=4))
+    (4, 3)
+    """
+    if granularity.kind == "tensor" or not shape:
+        return 1, 1
+    channels = shape[granularity.axis]
+    if granularity.kind == "channel":
+        return channels, 1
+    width = prod(shape) // max(channels, 1)
+    return channels, -(-width // granularity.size)
+
+
+def group_count(shape: tuple[int, ...], granularity: Granularity) -> int:
+    """How many groups a tensor of ``shape`` has."""
+    channels, inside = group_shape(shape, granularity)
+    return channels * inside
+
+
+def split_groups(array: NDArray[Any], granularity: Granularity) -> list[NDArray[Any]]:
+    """The members of each group, flat, in group order (views where memory allows)."""
+    if granularity.kind == "tensor" or not array.ndim:
+        return [array.reshape(-1)]
+    rows = _as_rows(array, granularity)
+    if granularity.kind == "channel":
+        return list(rows)
+    size = granularity.size
+    return [row[at : at + size] for row in rows for at in range(0, rows.shape[1], size)]
+
+
+def join_groups(groups: list[NDArray[Any]], shape: tuple[int, ...], granularity: Granularity) -> NDArray[Any]:
+    """The inverse of :func:`split_groups`, contiguous."""
+    flat = groups[0] if len(groups) == 1 else np.concatenate(groups)
+    if granularity.kind == "tensor" or not shape:
+        return np.ascontiguousarray(flat.reshape(shape))
+    moved = (shape[granularity.axis], *_without(shape, granularity.axis))
+    return np.ascontiguousarray(np.moveaxis(flat.reshape(moved), 0, granularity.axis))
+
+
+def expand_groups(values: NDArray[Any], shape: tuple[int, ...], granularity: Granularity) -> NDArray[Any]:
+    """One value a group (groups,) -> an array that broadcasts over ``shape``."""
+    if granularity.kind == "tensor" or not shape:
+        return values.reshape((1,) * len(shape))
+    channels, inside = group_shape(shape, granularity)
+    if granularity.kind == "channel":
+        wide = [1] * len(shape)
+        wide[granularity.axis] = channels
+        return values.reshape(wide)
+    rest = _without(shape, granularity.axis)
+    rows = np.repeat(values.reshape(channels, inside), granularity.size, axis=1)[:, : prod(rest)]
+    return np.moveaxis(rows.reshape(channels, *rest), 0, granularity.axis)
+
+
+def _as_rows(array: NDArray[Any], granularity: Granularity) -> NDArray[Any]:
+    moved = np.moveaxis(array, granularity.axis, 0)
+    return moved.reshape(moved.shape[0], prod(moved.shape[1:]))
+
+
+def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    axis %= len(shape)
+    return shape[:axis] + shape[axis + 1 :]
