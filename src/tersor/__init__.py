@@ -1,3 +1,111 @@
-"""tersor: terse tensors."""
+"""tersor: trained PyTorch models made small and fast, measured on the files themselves.
 
-__version__ = "0.1.0.dev0"
+    >>> import tersor
+    >>> sorted(tersor.__all__)[:3]
+    ['BudgetError', 'Cluster', 'Code']
+
+The names below are the public ones, in order of use. They are imported when first touched, so that the
+command line starts without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tersor.artifact.io import Reader, save
+    from tersor.errors import (
+        BudgetError,
+        FormatError,
+        MissingExtraError,
+        SpecError,
+        TargetError,
+        TaskError,
+        TensorError,
+        TersorError,
+        VerificationError,
+    )
+    from tersor.pipeline.load import evaluate, load
+    from tersor.pipeline.pack import pack, unpack
+    from tersor.pipeline.plan import plan
+    from tersor.pipeline.result import Result
+    from tersor.pipeline.run import compress
+    from tersor.recipe.load import load_recipe
+    from tersor.spec import Cluster, Code, Prune, Recipe, Rule, Train
+    from tersor.task import Task
+    from tersor.tensor.compressed import CompressedTensor
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Task": "task",
+    "compress": "pipeline.run",
+    "plan": "pipeline.plan",
+    "Result": "pipeline.result",
+    "evaluate": "pipeline.load",
+    "save": "artifact.io",
+    "load": "pipeline.load",
+    "Reader": "artifact.io",
+    "pack": "pipeline.pack",
+    "unpack": "pipeline.pack",
+    "load_recipe": "recipe.load",
+    "Recipe": "spec",
+    "Rule": "spec",
+    "Prune": "spec",
+    "Cluster": "spec",
+    "Train": "spec",
+    "Code": "spec",
+    "CompressedTensor": "tensor.compressed",
+    "TersorError": "errors",
+    "SpecError": "errors",
+    "TargetError": "errors",
+    "TaskError": "errors",
+    "TensorError": "errors",
+    "FormatError": "errors",
+    "MissingExtraError": "errors",
+    "BudgetError": "errors",
+    "VerificationError": "errors",
+}
+
+__all__ = [
+    "BudgetError",
+    "Cluster",
+    "Code",
+    "CompressedTensor",
+    "FormatError",
+    "MissingExtraError",
+    "Prune",
+    "Reader",
+    "Recipe",
+    "Result",
+    "Rule",
+    "SpecError",
+    "TargetError",
+    "Task",
+    "TaskError",
+    "TensorError",
+    "TersorError",
+    "Train",
+    "VerificationError",
+    "compress",
+    "evaluate",
+    "load",
+    "load_recipe",
+    "pack",
+    "plan",
+    "save",
+    "unpack",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'tersor' has no attribute {name!r}")
+    value = getattr(import_module(f"tersor.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

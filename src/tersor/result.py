@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -68,3 +69,33 @@ class Ledger:
 
     rows: tuple[LedgerRow, ...]
     file_bytes: int
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """The model after one step of the recipe, written as a file of its own."""
+
+    step: str
+    kind: str
+    size_bytes: int
+    validation: float | None
+    seconds: float
+    skipped: tuple[tuple[str, str], ...]  # (tensor, reason)
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """One tensor of the file: what was done to it and what it costs."""
+
+    name: str
+    shape: tuple[int, ...]
+    steps: tuple[str, ...]
+    sparsity: float
+    levels: int
+    size_bytes: int
+    dense_bytes: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of the file for each weight of the tensor."""
+        return 8 * self.size_bytes / max(prod(self.shape), 1)

@@ -1,0 +1,63 @@
+# One short command per task. Everything runs in .venv, which the first command makes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+RUN := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python
+
+.PHONY: help setup demo test check format bench-lenet bench-tutorials bench-clustering bench-coding bench-pack \
+        verify-artifacts figures clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
+
+setup: $(READY)  ## make .venv and install (torch pinned, first)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "tersor needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Set PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	@touch $(READY)
+
+demo: $(READY)  ## train a small net on real digits, compress it, read the file back, print what was measured
+	$(RUN) examples/digits.py
+
+test: $(READY) check  ## everything CI runs: checks, unit, property, doctest, README and example tests
+	$(RUN) -m pytest
+
+check: $(READY)  ## ruff, mypy --strict, architecture, exports, sizes
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(RUN) -m pytest -q tests/test_architecture.py tests/test_exports.py
+
+format: $(READY)  ## let ruff format and fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench-lenet: $(READY)  ## LeNet-300-100 and LeNet-5 against Deep Compression (hours; resumes)
+	$(RUN) -m benchmarks.lenet
+
+bench-tutorials: $(READY)  ## the tutorials' two small nets, without training
+	$(RUN) -m benchmarks.tutorials
+
+bench-clustering: $(READY)  ## k-means against scikit-learn, flash1dkmeans and kmeans1d
+	$(RUN) -m benchmarks.clustering
+
+bench-coding: $(READY)  ## entropy coders against constriction and zstd
+	$(RUN) -m benchmarks.coding
+
+bench-pack: $(READY)  ## pack a real transformer checkpoint
+	$(RUN) -m benchmarks.pack
+
+verify-artifacts: $(READY)  ## re-evaluate every committed artifact from its file, in a fresh process
+	$(RUN) -m benchmarks.verify
+
+figures: $(READY)  ## rewrite docs/figures.md from benchmarks/results/*.json
+	$(RUN) -m benchmarks.figures
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,102 @@
+"""What a run hands back, and how it is laid down in a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from tersor.errors import TersorError
+from tersor.recipe.load import dump_recipe, recipe_to_dict
+from tersor.result import Comparison, LayerRecord, Ledger, Score, StageRecord
+from tersor.spec import Recipe
+
+ARTIFACT, REPORT, RECIPE = "model.tersor", "result.json", "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A verified artifact with the numbers that were measured on it.
+
+    artifact -- the score of a fresh model that was loaded from the file; ``baseline`` of the trained model.
+    dense_bytes -- every parameter and buffer of the trained model, uncompressed, tied weights once.
+    stages -- after each step: the bytes of the model as a file, and its validation score.
+    layers -- one record for each tensor of the file, in its order.
+    """
+
+    task: str
+    recipe: Recipe
+    seed: int
+    baseline: Score
+    artifact: Score
+    comparison: Comparison
+    ledger: Ledger
+    dense_bytes: int
+    stages: tuple[StageRecord, ...]
+    layers: tuple[LayerRecord, ...]
+    seconds: float
+    path: Path
+    _keep: TemporaryDirectory[str] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the file."""
+        return self.ledger.file_bytes
+
+    @property
+    def ratio(self) -> float:
+        """Dense bytes for each byte of the file."""
+        return self.dense_bytes / self.size_bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``result.json``: numbers, strings, lists and mappings only."""
+        return {
+            "task": self.task,
+            "seed": self.seed,
+            "size_bytes": self.size_bytes,
+            "dense_bytes": self.dense_bytes,
+            "ratio": self.ratio,
+            "baseline": _plain(self.baseline),
+            "artifact": _plain(self.artifact),
+            "comparison": _plain(self.comparison),
+            "stages": [_plain(stage) for stage in self.stages],
+            "layers": [_plain(layer) for layer in self.layers],
+            "ledger": [_plain(row) | {"size_bytes": row.size_bytes} for row in self.ledger.rows],
+            "seconds": self.seconds,
+            "recipe": recipe_to_dict(self.recipe),
+        }
+
+    def save(self, directory: str | Path) -> Path:
+        """Lay down ``model.tersor``, ``result.json`` and ``recipe.yaml``; returns the folder.
+
+        Each file is replaced only once its successor is complete. Raises :class:`TersorError` where
+        the folder cannot be written.
+        """
+        folder = Path(directory)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _replace(folder / RECIPE, dump_recipe(self.recipe).encode())
+            _replace(folder / REPORT, (json.dumps(self.to_dict(), indent=1) + "\n").encode())
+            if self.path.resolve() != (folder / ARTIFACT).resolve():
+                partial = folder / f".{ARTIFACT}.part"
+                shutil.copyfile(self.path, partial)
+                os.replace(partial, folder / ARTIFACT)
+        except OSError as error:
+            raise TersorError(f"cannot save the result in {folder}: {error.strerror or error}") from error
+        return folder
+
+
+def _plain(record: Any) -> dict[str, Any]:
+    """Fields of a flat dataclass without the per-sample values (``asdict`` would copy them)."""
+    names = [name for name in record.__dataclass_fields__ if name != "per_sample"]
+    return {name: getattr(record, name) for name in names}
+
+
+def _replace(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_bytes(content)
+    os.replace(partial, path)
