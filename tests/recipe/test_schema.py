@@ -1,0 +1,159 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tersor import spec
+from tersor.errors import SpecError
+from tersor.recipe import dump_recipe, load_recipe, parse_recipe, recipe_from_dict, recipe_to_dict
+
+names = st.from_regex(r"[A-Za-z0-9_é-]{1,12}", fullmatch=True)
+finite = st.floats(0, 1e6, allow_nan=False)
+shares = st.floats(0, 1, exclude_max=True)
+patterns = st.lists(st.text(max_size=12), max_size=3).map(tuple)
+trains = st.builds(
+    spec.Train,
+    name=names,
+    epochs=st.floats(1e-9, 1e6),
+    lr=st.floats(1e-300, 10),
+    optimizer=st.sampled_from(["adamw", "sgd"]),
+    weight_decay=finite,
+    schedule=st.sampled_from(["cosine", "linear", "constant"]),
+    warmup=shares,
+    clip_norm=st.none() | finite,
+)
+
+
+def rules(**overrides):
+    chosen = st.fixed_dictionaries({}, optional=overrides)
+    changing = st.builds(spec.Rule, match=st.text(max_size=8), override=chosen)
+    return st.lists(changing | st.builds(spec.Rule, match=st.text(), skip=st.just(True)), max_size=3).map(
+        tuple
+    )
+
+
+prunes = st.builds(
+    spec.Prune,
+    name=names,
+    targets=patterns,
+    fraction=shares,
+    rules=rules(fraction=shares, end=st.floats(0.5, 1)),
+    scope=st.sampled_from(["layer", "global"]),
+    schedule=st.sampled_from(["one-shot", "gradual"]),
+    train=trains,
+)
+counted = st.builds(spec.Prune, name=names, count=st.integers(0, 10**30), train=st.none() | trains)
+clusters = st.builds(
+    spec.Cluster,
+    name=names,
+    targets=patterns,
+    bits=st.integers(1, 16),
+    rules=rules(bits=st.integers(1, 16), biases=st.booleans()),
+    init=st.sampled_from(["optimal", "exact", "linear", "random", "density", "kmeans++"]),
+    keep_zero=st.booleans(),
+    axis=st.integers(-3, 3),
+    train=st.none() | trains,
+)
+codes = st.builds(spec.Code, name=names, speed=st.sampled_from(["fast", "balanced", "small"]))
+recipes = st.builds(
+    spec.Recipe,
+    name=st.text(max_size=20),
+    description=st.text(max_size=40),
+    steps=st.lists(
+        prunes | counted | clusters | trains | codes, min_size=1, max_size=4, unique_by=lambda step: step.name
+    ).map(tuple),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(recipe=recipes)
+def test_yaml_and_dataclasses_are_the_same_thing(recipe):
+    assert recipe_from_dict(recipe_to_dict(recipe)) == recipe
+    assert parse_recipe(dump_recipe(recipe)) == recipe
+    assert load_recipe(recipe) == recipe
+
+
+def test_only_what_differs_from_the_defaults_is_written():
+    recipe = spec.Recipe(steps=(spec.Cluster(bits=3, train=spec.Train(lr=0.5)), spec.Code()))
+    assert recipe_to_dict(recipe) == {
+        "steps": [{"cluster": {"bits": 3, "train": {"lr": 0.5}}}, {"code": {}}],
+    }
+
+
+def test_the_keys_of_a_rule_become_its_override():
+    body = {"fraction": 0.9, "rules": [{"match": "conv1", "fraction": 0.3}, {"match": "re:^h", "skip": True}]}
+    step = recipe_from_dict({"steps": [{"prune": body}]}).steps[0]
+    assert step.rules == (spec.Rule("conv1", override={"fraction": 0.3}), spec.Rule("re:^h", skip=True))
+
+
+def cluster(**fields):
+    return {"steps": [{"cluster": {"bits": 4, **fields}}]}
+
+
+@pytest.mark.parametrize(
+    ("data", "parts"),
+    [
+        ([1], ["the recipe = [1]", "mapping"]),
+        ({"stepz": []}, ["stepz = []", "'steps'"]),
+        ({"name": "x"}, ["steps = None", "list of steps"]),
+        ({"steps": []}, ["has no steps"]),
+        ({"steps": ["code"]}, ["steps[0] = 'code'", "mapping"]),
+        ({"steps": [{"prunr": {}}]}, ["steps[0].prunr", "'prune'"]),
+        ({"steps": [{"code": {}, "prune": {}}]}, ["steps[0] = ", "one of prune, cluster"]),
+        ({"steps": [{"code": {1: 2}}]}, ["steps[0].code = 1", "word"]),
+        ({"steps": [{"code": {}}, {"code": {}}]}, ["two steps are named 'code'"]),
+        ({"steps": [{"code": {"name": "a.b"}}]}, ["steps[0].code.name = 'a.b'", "--set"]),
+        ({"steps": [{"prune": None}]}, ["steps[0].prune", "exactly one of"]),
+        ({"steps": [{"prune": {"fraction": float("nan")}}]}, ["prune.fraction = nan", "finite"]),
+        ({"name": 3, "steps": [{"code": None}]}, ["name = 3", "string"]),
+        (cluster(bitz=3), ["steps[0].cluster.bitz = 3", "'bits'"]),
+        (cluster(bits="4"), ["steps[0].cluster.bits = '4'", "integer"]),
+        (cluster(bits=True), ["steps[0].cluster.bits = True", "integer"]),
+        (cluster(bits=4.0), ["steps[0].cluster.bits = 4.0", "integer"]),
+        (cluster(bits=17), ["steps[0].cluster: bits is 17", "1 to 16"]),
+        (cluster(rate=True), ["cluster.rate = True", "number"]),
+        (cluster(keep_zero=1), ["cluster.keep_zero = 1", "bool"]),
+        (cluster(init="optimul"), ["cluster.init = 'optimul'", "'optimal'"]),
+        (cluster(init=3), ["cluster.init = 3"]),
+        (cluster(targets="conv*"), ["cluster.targets = 'conv*'", "list"]),
+        (cluster(targets=["a", 3]), ["cluster.targets[1] = 3", "string"]),
+        (cluster(train=3), ["cluster.train = 3", "mapping"]),
+        (cluster(train={"epoch": 3}), ["cluster.train.epoch = 3", "'epochs'"]),
+        (cluster(train={"lr": -1}), ["steps[0].cluster.train: lr is -1"]),
+        (cluster(rules={"match": "a"}), ["cluster.rules = ", "list"]),
+        (cluster(rules=[{"skip": True}]), ["cluster.rules[0]", "takes match"]),
+        (cluster(rules=[{"match": 3}]), ["rules[0].match = 3", "string"]),
+        (cluster(rules=[{"match": "a", "skip": 1}]), ["rules[0].skip = 1", "bool"]),
+        (cluster(rules=[{"match": "a", "skpi": True}]), ["rules[0].skpi = True", "'skip'"]),
+        (cluster(rules=[{"match": "a", "bits": 99}]), ["cluster.rules[0]: bits is 99"]),
+        (cluster(rules=[{"match": "a", "train": {}}]), ["rules[0].train", "whole step"]),
+        (cluster(rules=[{"match": "a", "skip": True, "bits": 3}]), ["rules[0]", "either skips"]),
+    ],
+)
+def test_one_clear_error_with_path_value_and_what_to_do(data, parts):
+    with pytest.raises(SpecError) as error:
+        recipe_from_dict(data)
+    assert all(part in str(error.value) for part in parts), str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_rule_may_say_an_amount_in_its_own_way():
+    rule = {"match": "fc", "count": 5}
+    step = recipe_from_dict({"steps": [{"prune": {"fraction": 0.5, "rules": [rule]}}]}).steps[0]
+    assert spec.replace_fields(step, step.rules[0].override).count == 5
+
+
+def test_a_recipe_made_in_python_is_checked_as_well():
+    wrong = spec.Recipe(
+        name="mine", steps=(spec.Cluster(bits=4, rules=(spec.Rule("a", override={"bitz": 1}),)),)
+    )
+    with pytest.raises(SpecError, match=r"recipe 'mine': steps\[0\].cluster.rules\[0\].bitz"):
+        load_recipe(wrong)
+
+
+def test_a_huge_or_endless_value_is_shortened():
+    endless: list = []
+    endless.append(endless)
+    for value in (endless, ["x" * 10_000] * 10_000):
+        with pytest.raises(SpecError) as error:
+            recipe_from_dict(cluster(bits=value))
+        assert len(str(error.value)) < 500
