@@ -1,0 +1,56 @@
+"""The small nets that papers and tutorials compress, by their published definitions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor, nn
+
+
+def lenet_300_100() -> nn.Sequential:
+    """784-300-100-10, ReLU; 266,610 parameters (LeCun et al. 1998; Han et al. 2016)."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10)
+    )
+
+
+def lenet5_caffe() -> nn.Sequential:
+    """Caffe's LeNet-5: conv 20 and 50 at 5x5, each max-pooled by 2, fc 500, ReLU, fc 10; 431,080."""
+    return nn.Sequential(
+        nn.Conv2d(1, 20, 5), nn.MaxPool2d(2),
+        nn.Conv2d(20, 50, 5), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(800, 500), nn.ReLU(), nn.Linear(500, 10),
+    )  # fmt: skip
+
+
+def keras_net() -> nn.Sequential:
+    """The Keras model-optimization tutorials' net: conv 12 at 3x3, ReLU, max-pool 2, dense; 20,410."""
+    return nn.Sequential(
+        nn.Conv2d(1, 12, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12 * 13 * 13, 10)
+    )
+
+
+class RepeatChannel(nn.Module):
+    """(n, 1, h, w) -> (n, 3, h, w): a gray image for a net that was made for colours."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.expand(-1, 3, -1, -1)
+
+
+def convnet_87k() -> nn.Sequential:
+    """Conv 32, 64, 64 at 3x3 (padded), pooled twice to 7x7, dense 3136x10; 87,690 parameters.
+
+    The count is that of a three-channel input, so gray images are repeated.
+    """
+    return nn.Sequential(
+        RepeatChannel(),
+        nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(64 * 7 * 7, 10),
+    )  # fmt: skip
+
+
+NETS: Mapping[str, Callable[[], nn.Sequential]] = {
+    build.__name__: build for build in (lenet_300_100, lenet5_caffe, keras_net, convnet_87k)
+}
