@@ -1,9 +1,11 @@
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tersor.errors import SpecError
 from tersor.recipe import apply_sets, dump_recipe, load_recipe, parse_recipe, preset_names, preset_text
 from tersor.recipe.load import MAX_BYTES
-from tersor.spec import Cluster, Code, Prune
+from tersor.spec import Cluster, Code, Prune, Recipe
 
 FULL = """
 name: deep
@@ -58,14 +60,33 @@ def test_a_leading_zero_is_no_octal_and_no_is_a_word():
         ("{" * 5000, "not YAML"),
         ("x: " + "9" * 6000, "not YAML"),
         ("a: \x01", "not text"),
-        ("steps: [code: {speed: !!python/object/apply:os.getcwd []}]", "constructor"),
-        ("steps: [code: {speed: !!timestamp 2001-01-01}]", "speed"),
+        ("steps: [code: {speed: !!python/object/apply:os.getcwd []}]", "os.getcwd has no place"),
+        ("steps: !!map [code]", "column 8: tag:yaml.org,2002:map has no place"),
+        ("steps: [*code]", "undefined alias"),
     ],
 )
 def test_text_that_is_no_recipe(text, message):
     with pytest.raises(SpecError) as error:
         parse_recipe(text)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["no", "~", "1e-3", "010", "\x85", "\u2028", "\ufeff", "a\nb", " a ", "", "- #", "é"]
+)
+def test_a_string_stays_the_string_it_is(text):
+    recipe = Recipe(name=text, description=text, steps=(Code(),))
+    assert parse_recipe(dump_recipe(recipe)) == recipe
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(st.sampled_from("ab1:-{}[]!&*,'\"|>#\n \t"), max_size=30) | st.text(max_size=30))
+def test_any_text_is_a_recipe_or_one_error(text):
+    for whole in (text, f"steps: [code: {text}]"):
+        try:
+            parse_recipe(whole)
+        except SpecError as error:
+            assert str(error)
 
 
 def test_files_that_are_no_recipe(tmp_path):

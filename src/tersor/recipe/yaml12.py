@@ -21,7 +21,15 @@ _SCALARS = (("null", _NULL, "~nN"), ("bool", _BOOL, "tTfF"), ("int", _INT, "-+01
 
 
 class RecipeLoader(yaml.SafeLoader):
-    """Safe, YAML 1.2 scalars, no merge keys, no key twice."""
+    """Safe, YAML 1.2 scalars; no tags, no merge keys, no key twice."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """As in PyYAML, but a tag is an error (there ``!!bool x`` ends in a KeyError)."""
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            raise yaml.composer.ComposerError(None, None, f"{tag} has no place in a recipe", event.start_mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """As in PyYAML, but a key that comes twice is an error (there the last one wins, silently)."""
@@ -48,6 +56,11 @@ class RecipeDumper(yaml.SafeDumper):
         return True
 
 
+def _represent_str(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # Left to itself PyYAML writes U+0085 and its like as they are, and reads them back as a space.
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, None if text.isprintable() else '"')
+
+
 # PyYAML shares this table with the class it comes from until it is set anew.
 RecipeLoader.yaml_implicit_resolvers = {}
 RecipeDumper.yaml_implicit_resolvers = {
@@ -58,3 +71,4 @@ for _name, _pattern, _firsts in _SCALARS:
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", _pattern, list(_firsts))
 RecipeLoader.add_implicit_resolver("tag:yaml.org,2002:null", _NULL, [""])
 RecipeLoader.add_constructor("tag:yaml.org,2002:int", RecipeLoader.construct_int)
+RecipeDumper.add_representer(str, _represent_str)
