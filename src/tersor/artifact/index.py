@@ -1,0 +1,288 @@
+"""The index of a file: printed in exactly one way, and read back to its last byte (FORMAT.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from math import prod
+
+from tersor.artifact.container import (
+    DTYPES,
+    FLOATS,
+    FORMS,
+    GRANULARITIES,
+    MAX_COUNT,
+    MAX_DIMS,
+    MAX_LEVELS,
+    MAX_NAME_BYTES,
+    SECTIONS,
+    STORED,
+    TINY_BYTES,
+    Blob,
+    Entry,
+    Index,
+    Part,
+    part_names,
+)
+from tersor.errors import FormatError, SpecError
+from tersor.tensor.groups import Granularity
+
+
+def print_index(index: Index) -> bytes:
+    """The only bytes that :func:`parse_index` takes for this index."""
+    names = {one.name: at for at, one in enumerate(index.tensors)}
+    flags = sum(1 << bit for bit, section in enumerate(SECTIONS) if _present(index, section))
+    out = bytearray(_varint(flags) + _varint(len(index.tensors)))
+    before = b""
+    for entry in index.tensors:
+        out += _print_name(entry.name, before) + _print_entry(entry)
+        before = entry.name.encode()
+    if index.aliases:
+        out += _varint(len(index.aliases))
+        before = b""
+        for name in _sorted(index.aliases):
+            out += _print_name(name, before) + _varint(names[index.aliases[name]])
+            before = name.encode()
+    for blob in (index.points, index.structure):
+        out += _print_blob(blob) if blob is not None else b""
+    if index.attachments:
+        out += _varint(len(index.attachments))
+        before = b""
+        for name in _sorted(index.attachments):
+            out += _print_name(name, before) + _print_blob(index.attachments[name])
+            before = name.encode()
+    return bytes(out) + b"".join(check.to_bytes(4, "little") for check in index.checksums)
+
+
+def parse_index(data: bytes) -> Index:
+    """Read an index, every field within its limit, to its last byte; raises :class:`FormatError`."""
+    cursor = _Cursor(data)
+    flags = cursor.varint("the feature flags")
+    if flags >> len(SECTIONS):
+        raise FormatError(
+            f"the file needs features {flags:#x} that this version does not have: update tersor"
+        )
+    present = [section for bit, section in enumerate(SECTIONS) if flags >> bit & 1]
+    tensors: list[Entry] = []
+    seen: set[bytes] = set()
+    before = b""
+    for _ in range(cursor.varint("the number of tensors")):
+        start = cursor.at
+        before = _parse_name(cursor, before, seen)
+        tensors.append(_parse_entry(cursor, _text(before), start))
+    aliases = _parse_aliases(cursor, tensors, seen) if "aliases" in present else {}
+    points = _parse_section(cursor) if "points" in present else None
+    structure = _parse_section(cursor) if "structure" in present else None
+    attachments = _parse_attachments(cursor) if "attachments" in present else {}
+    index = Index(tuple(tensors), aliases, points, structure, attachments)
+    chunks = index.chunks
+    if sum(chunks.values()) > TINY_BYTES:
+        index = replace(index, checksums=tuple(int.from_bytes(cursor.take(4), "little") for _ in chunks))
+    cursor.finish()
+    return index
+
+
+class _Cursor:
+    """Takes bytes from the front of ``data``, never more than there are."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = 0
+
+    def take(self, size: int) -> bytes:
+        """The next ``size`` bytes."""
+        if size > len(self.data) - self.at:
+            raise FormatError(f"the index ends {size - len(self.data) + self.at} bytes too early")
+        self.at += size
+        return self.data[self.at - size : self.at]
+
+    def varint(self, what: str, limit: int = 1 << 63) -> int:
+        """An unsigned LEB128 number below ``limit``, in as few bytes as it takes."""
+        value = 0
+        for shift in range(0, 63, 7):
+            (byte,) = self.take(1)
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                if byte == 0 and shift:
+                    raise FormatError(f"{what} is written in more bytes than it takes")
+                if value >= limit:
+                    raise FormatError(f"{what} is {value}: the limit is {limit - 1}")
+                return value
+        raise FormatError(f"{what} does not end within 9 bytes")
+
+    def finish(self) -> None:
+        """Everything must have been taken."""
+        if self.at != len(self.data):
+            raise FormatError(f"{len(self.data) - self.at} bytes are left over in the index")
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _present(index: Index, section: str) -> bool:
+    value = getattr(index, section)
+    return value is not None and value != {}
+
+
+def _sorted(names: Iterable[str]) -> list[str]:
+    return sorted(names, key=str.encode)
+
+
+def _print_name(name: str, before: bytes) -> bytes:
+    data = name.encode()
+    shared = 0
+    while shared < min(len(data), len(before)) and data[shared] == before[shared]:
+        shared += 1
+    return _varint(shared) + _varint(len(data) - shared) + data[shared:]
+
+
+def _parse_name(cursor: _Cursor, before: bytes, seen: set[bytes]) -> bytes:
+    shared = cursor.varint("the shared start of a name", len(before) + 1)
+    rest = cursor.take(cursor.varint("the length of a name", MAX_NAME_BYTES + 1 - shared))
+    if rest and shared < len(before) and rest[0] == before[shared]:
+        raise FormatError("a name shares more with the one before it than it says")
+    name = before[:shared] + rest
+    if name in seen:
+        raise FormatError(f"the name {_text(name)!r} is there twice")
+    seen.add(name)
+    return name
+
+
+def _text(name: bytes) -> str:
+    try:
+        return name.decode()
+    except UnicodeDecodeError as error:
+        raise FormatError(f"the name {name[:40]!r} is not UTF-8") from error
+
+
+def _print_entry(entry: Entry) -> bytes:
+    out = bytearray([FORMS.index(entry.form) << 5 | DTYPES.index(entry.dtype)])
+    out += _varint(len(entry.shape)) + b"".join(map(_varint, entry.shape))
+    if entry.form in ("raw", "masked"):
+        out.append(STORED[entry.dtype].index(entry.stored))
+    else:
+        out += _print_coded(entry)
+    return bytes(out) + b"".join(_varint(part.method) + _varint(part.size) for part in entry.parts)
+
+
+def _print_coded(entry: Entry) -> bytes:
+    granularity = entry.granularity
+    kind = GRANULARITIES.index(granularity.kind)
+    flags = kind | FLOATS.index(entry.stored) << 2 | (entry.center is not None) << 4 | entry.shifted << 5
+    out = _varint(flags)
+    if kind:
+        out += _varint(granularity.axis)
+    if granularity.size:
+        out += _varint(granularity.size)
+    if entry.form == "affine":
+        out += _varint(entry.offset << 1 if entry.offset >= 0 else ~(entry.offset << 1))
+    out += _varint(entry.levels)
+    return out + (_varint(entry.center) if entry.center is not None else b"")
+
+
+def _parse_entry(cursor: _Cursor, name: str, start: int) -> Entry:
+    kind = cursor.take(1)[0]
+    form, dtype = kind >> 5, kind & 31
+    if form >= len(FORMS) or dtype >= len(DTYPES):
+        raise FormatError(f"{name}: form {form} of dtype {dtype} is not known")
+    shape = tuple(
+        cursor.varint("a dimension", MAX_COUNT) for _ in range(cursor.varint("the dimensions", MAX_DIMS + 1))
+    )
+    if prod(max(size, 1) for size in shape) >= MAX_COUNT:
+        raise FormatError(f"{name}: shape {shape} has too many weights")
+    head = (name, FORMS[form], DTYPES[dtype], shape)
+    if FORMS[form] in ("raw", "masked"):
+        stored = STORED[DTYPES[dtype]]
+        at = cursor.varint("the stored type", len(stored))
+        entry = Entry(*head, stored[at], _parse_parts(cursor, FORMS[form], shifted=False))
+    else:
+        entry = _parse_coded(cursor, head)
+    return replace(entry, header_bytes=cursor.at - start)
+
+
+def _parse_coded(cursor: _Cursor, head: tuple[str, str, str, tuple[int, ...]]) -> Entry:
+    name, form, dtype, shape = head
+    count = prod(shape)
+    if DTYPES.index(dtype) > DTYPES.index("float64"):
+        raise FormatError(f"{name}: codes of dtype {dtype}, which is not floating")
+    flags = cursor.varint("the flags of a tensor", 32 if form == "codebook" else 64)
+    kind, stored = flags & 3, flags >> 2 & 3
+    if kind >= len(GRANULARITIES) or stored >= len(FLOATS):
+        raise FormatError(f"{name}: flags {flags:#x} are not known")
+    axis = cursor.varint("an axis", len(shape)) if kind else 0
+    size = cursor.varint("a block size", MAX_COUNT) if kind == 2 else 0
+    try:
+        granularity = Granularity(GRANULARITIES[kind], axis, size)
+    except SpecError as error:
+        raise FormatError(f"{name}: {error}") from error
+    offset = cursor.varint("an offset", 1 << 32) if form == "affine" else 0
+    offset = ~(offset >> 1) if offset & 1 else offset >> 1
+    levels = cursor.varint("the levels", MAX_LEVELS[form] + 1)
+    if (levels == 0 and count > 0) or offset + levels > 1 << 31:
+        raise FormatError(f"{name}: {levels} levels from {offset} on cannot be")
+    center = cursor.varint("a center", levels) if flags >> 4 & 1 else None
+    shifted = bool(flags >> 5)
+    parts = _parse_parts(cursor, form, shifted)
+    return Entry(*head, FLOATS[stored], parts, granularity, levels, offset, center, shifted)
+
+
+def _parse_parts(cursor: _Cursor, form: str, shifted: bool) -> tuple[Part, ...]:
+    return tuple(_parse_part(cursor) for _ in part_names(form, shifted))
+
+
+def _parse_part(cursor: _Cursor) -> Part:
+    return Part(cursor.varint("a method", 256), cursor.varint("the size of a payload", MAX_COUNT))
+
+
+def _print_blob(blob: Blob) -> bytes:
+    return _varint(blob.count) + _varint(blob.part.method) + _varint(blob.part.size)
+
+
+def _parse_blob(cursor: _Cursor) -> Blob:
+    return Blob(cursor.varint("the size of a section", MAX_COUNT), _parse_part(cursor))
+
+
+def _parse_section(cursor: _Cursor) -> Blob:
+    blob = _parse_blob(cursor)
+    if blob.count == 0:
+        raise FormatError("a section is there, and empty")
+    return blob
+
+
+def _parse_aliases(cursor: _Cursor, tensors: list[Entry], seen: set[bytes]) -> dict[str, str]:
+    aliases: dict[str, str] = {}
+    before: bytes | None = None
+    for _ in range(_some(cursor, "aliases")):
+        before = _parse_sorted(cursor, before, seen)
+        aliases[_text(before)] = tensors[cursor.varint("the tensor of an alias", len(tensors))].name
+    return aliases
+
+
+def _parse_attachments(cursor: _Cursor) -> dict[str, Blob]:
+    attachments: dict[str, Blob] = {}
+    seen: set[bytes] = set()
+    before: bytes | None = None
+    for _ in range(_some(cursor, "attachments")):
+        before = _parse_sorted(cursor, before, seen)
+        attachments[_text(before)] = _parse_blob(cursor)
+    return attachments
+
+
+def _some(cursor: _Cursor, what: str) -> int:
+    count = cursor.varint(f"the number of {what}")
+    if count == 0:
+        raise FormatError(f"a section of {what} is there, and empty")
+    return count
+
+
+def _parse_sorted(cursor: _Cursor, before: bytes | None, seen: set[bytes]) -> bytes:
+    name = _parse_name(cursor, before or b"", seen)
+    if before is not None and name < before:
+        raise FormatError(f"the name {_text(name)!r} is out of order")
+    return name

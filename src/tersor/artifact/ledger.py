@@ -1,0 +1,39 @@
+"""Where every byte of a file went."""
+
+from __future__ import annotations
+
+from tersor.artifact.container import HEAD, TAIL_BYTES, Entry, Index
+from tersor.coding import codec
+from tersor.errors import FormatError
+from tersor.result import Ledger, LedgerRow
+
+
+def count_bytes(index: Index, index_bytes: int, file_bytes: int) -> Ledger:
+    """One row for each tensor, section and attachment, one for the container; they add up to the file."""
+    rows = [_tensor_row(entry) for entry in index.tensors]
+    for (kind, name), blob in index.blobs.items():
+        row_name = f"{kind} {name}".rstrip()
+        method = _method_name(blob.part.method)
+        rows.append(LedgerRow(row_name, (blob.count,), "bytes", kind, method, 0, {"values": blob.part.size}))
+    checksums = 4 * len(index.checksums) + TAIL_BYTES - 4
+    headers = sum(entry.header_bytes for entry in index.tensors)
+    parts = {
+        "head": len(HEAD),
+        "index": index_bytes - headers - 4 * len(index.checksums) + 4,
+        "checksums": checksums,
+    }
+    rows.append(LedgerRow("container", (), "", "container", "", 0, parts))
+    return Ledger(tuple(rows), file_bytes)
+
+
+def _tensor_row(entry: Entry) -> LedgerRow:
+    sizes = {name: part.size for name, part in zip(entry.part_names, entry.parts, strict=True)}
+    parts = sizes | {"header": entry.header_bytes}
+    method = _method_name(entry.parts[0].method)
+    return LedgerRow(entry.name, entry.shape, entry.dtype, entry.form, method, entry.levels, parts)
+
+
+def _method_name(method: int) -> str:
+    if method not in codec.METHODS:
+        raise FormatError(f"coding method {method} is not known: update tersor")
+    return codec.METHODS[method]
