@@ -7,6 +7,7 @@ from tersor.recipe.load import (
     parse_recipe,
     preset_names,
     preset_text,
+    recipe_text,
 )
 from tersor.recipe.schema import recipe_from_dict, recipe_to_dict
 
@@ -18,5 +19,6 @@ __all__ = [
     "preset_names",
     "preset_text",
     "recipe_from_dict",
+    "recipe_text",
     "recipe_to_dict",
 ]

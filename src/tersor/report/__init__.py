@@ -1,1 +1,32 @@
 """Measured numbers as tables for people."""
+
+from tersor.report.figures import format_bytes, format_number, format_share, printable
+from tersor.report.model import ModelLayer, model_layers
+from tersor.report.render import as_lines, as_rich
+from tersor.report.tables import (
+    Table,
+    layer_table,
+    ledger_table,
+    model_table,
+    plan_table,
+    score_table,
+    stage_table,
+)
+
+__all__ = [
+    "ModelLayer",
+    "Table",
+    "as_lines",
+    "as_rich",
+    "format_bytes",
+    "format_number",
+    "format_share",
+    "layer_table",
+    "ledger_table",
+    "model_layers",
+    "model_table",
+    "plan_table",
+    "printable",
+    "score_table",
+    "stage_table",
+]

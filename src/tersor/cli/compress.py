@@ -1,0 +1,98 @@
+"""``tersor compress``: a task in, a measured file out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tersor.cli import console
+from tersor.spec import Recipe
+from tersor.task import Task
+
+# What a run writes into its folder, finished or not; anything else there is somebody's.
+OURS = ("model.tersor", "result.json", "recipe.yaml", "stages", ".tersor-run", ".model.tersor.*", ".*.part")
+
+
+@click.command()
+@click.argument("task")
+@click.option("-r", "--recipe", default="deep-compression", show_default=True,
+              help="A preset (see `tersor recipe list`) or a YAML file.")  # fmt: skip
+@click.option("-o", "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("tersor-out"),
+              show_default=True, help="Folder for model.tersor, result.json and recipe.yaml.")  # fmt: skip
+@click.option("--set", "sets", multiple=True, metavar="STEP.FIELD=VALUE",
+              help="Change the recipe, as in cluster.bits=3 or prune.train.lr=1e-4; repeatable.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="Where to train and to evaluate.")
+@click.option("--json", "as_json", is_flag=True, help="The result (or the plan) as JSON on stdout.")
+@click.option("--dry-run", is_flag=True, help="Only say what each rule touches, what it skips and why.")
+def compress(task: str, recipe: str, out: Path, sets: tuple[str, ...], as_json: bool, dry_run: bool,
+             **options: Any) -> None:  # fmt: skip
+    """Compress a trained model, read the file back, measure it.
+
+    TASK is file.py:function or package.module:function; the function returns a tersor.Task. Results that an
+    earlier run left in OUT are replaced once the new file is verified; a folder with other files is refused.
+    An interrupted run goes on where it stopped when the same command is given again.
+    """
+    from tersor.recipe import apply_sets, load_recipe
+
+    with console.json_alone(as_json) as emit:
+        chosen = apply_sets(load_recipe(recipe), sets)
+        if not dry_run:
+            _check_out(out)
+        from tersor.cli.task_ref import load_task
+
+        loaded = load_task(task)
+        emit(_plan(loaded, chosen) if dry_run else _compress(loaded, chosen, out, **options))
+
+
+def _compress(task: Task, recipe: Recipe, out: Path, seed: int, device: str) -> dict[str, Any]:
+    import tersor
+    from tersor.report import format_bytes, layer_table, score_table, stage_table
+
+    _check_device(device)
+    with console.progress() as progress:
+        result = tersor.compress(task, recipe, out=out, seed=seed, device=device, progress=progress)
+    console.show(
+        stage_table(result.stages, result.dense_bytes),
+        layer_table(result.layers, result.ledger),
+        score_table(
+            result.baseline, result.artifact, result.comparison, result.dense_bytes, result.size_bytes
+        ),
+    )
+    for name in ("model.tersor", "result.json", "recipe.yaml"):
+        console.say(f"wrote {out / name}: {format_bytes((out / name).stat().st_size)}")
+    return {"out": str(out), **result.to_dict()}
+
+
+def _plan(task: Task, recipe: Recipe) -> dict[str, Any]:
+    import tersor
+    from tersor.report import plan_table
+
+    plan = tersor.plan(task, recipe)
+    console.show(plan_table(plan.rows, plan.predicted_bytes, plan.dense_bytes))
+    return asdict(plan)
+
+
+def _check_out(out: Path) -> None:
+    if not out.is_dir():
+        return
+    foreign = sorted(one.name for one in out.iterdir() if not any(one.match(pattern) for pattern in OURS))
+    if foreign:
+        raise click.BadParameter(
+            f"{str(out)!r} holds files that tersor did not write ({', '.join(foreign[:3])}"
+            f"{', ...' if len(foreign) > 3 else ''}): name a new or an empty folder",
+            param_hint="'--out'",
+        )
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise click.BadParameter(f"{name!r} is not usable here: {reason}", param_hint="'--device'") from None

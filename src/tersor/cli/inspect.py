@@ -1,0 +1,58 @@
+"""``tersor inspect``: where the bytes of a file or of a model are."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tersor.cli import console
+
+
+@click.command()
+@click.argument("target", metavar="FILE|TASK")
+@click.option("--json", "as_json", is_flag=True, help="The rows as JSON on stdout.")
+def inspect(target: str, as_json: bool) -> None:
+    """Show where the bytes of a file or of a model are.
+
+    For a .tersor FILE, the byte ledger for each tensor: its sum is the size of the file. For a
+    TASK (file.py:function), the model's layers with shapes, parameters and bytes.
+    """
+    path = Path(target)
+    if path.suffix == ".py" or not (path.exists() or ":" in target):
+        raise click.BadParameter(
+            f"{target!r} is neither a file nor a task (file.py:function)", param_hint="'FILE|TASK'"
+        )
+    with console.json_alone(as_json) as emit:
+        emit(_file(path) if path.exists() else _task(target))
+
+
+def _file(path: Path) -> dict[str, Any]:
+    from tersor.artifact.io import Reader
+    from tersor.report import ledger_table
+
+    with Reader(path) as reader:
+        ledger = reader.ledger()
+        aliases = dict(reader.aliases)
+    console.show(ledger_table(ledger))
+    rows = [asdict(row) | {"size_bytes": row.size_bytes} for row in ledger.rows]
+    return {"file": str(path), "size_bytes": ledger.file_bytes, "aliases": aliases, "rows": rows}
+
+
+def _task(reference: str) -> dict[str, Any]:
+    from tersor.cli.task_ref import load_task
+    from tersor.report import model_layers, model_table
+
+    task = load_task(reference)
+    layers = model_layers(task.build())
+    console.show(model_table(layers))
+    return {
+        "task": task.name,
+        "parameters": sum(layer.parameters for layer in layers),
+        "size_bytes": sum(layer.size_bytes for layer in layers),
+        "layers": [
+            asdict(layer) | {"shapes": dict(layer.shapes), "tied": dict(layer.tied)} for layer in layers
+        ],
+    }

@@ -1,0 +1,65 @@
+"""``tersor pack`` and ``tersor unpack``: weights only, no model code, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tersor.cli import console
+
+_HOW = ("bits", "clusters", "max_error", "lossless")
+_IN = click.Path(exists=True, dir_okay=False, path_type=Path)
+_OUT = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("source", metavar="IN.safetensors", type=_IN)
+@click.option("-o", "--out", type=_OUT, required=True, help="The .tersor file to write.")
+@click.option("--bits", type=click.IntRange(1, 16), help="At most 2^N levels a tensor.")
+@click.option("--clusters", type=click.IntRange(1, 65536), help="At most K levels a tensor.")
+@click.option("--max-error", type=click.FloatRange(0, min_open=True), help="No weight further off than E.")
+@click.option("--lossless", is_flag=True, help="Every bit comes back.")
+@click.option("--include", multiple=True, metavar="PATTERN",
+              help="Only these tensors (glob or re:...); others are kept losslessly.")  # fmt: skip
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="Keep these losslessly.")
+@click.option("--speed", type=click.Choice(["fast", "balanced", "small"]), default="small", show_default=True,
+              help="How fast the file has to be to read.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="What was packed as JSON on stdout.")
+def pack(source: Path, out: Path, as_json: bool, **options: Any) -> None:
+    """Pack the weights of a .safetensors file, without a task.
+
+    IN.safetensors may be the model.safetensors.index.json of a sharded checkpoint. Takes one of --bits,
+    --clusters, --max-error and --lossless.
+    """
+    given = [name for name in _HOW if options[name] not in (None, False)]
+    if len(given) != 1:
+        named = " and ".join(f"--{name.replace('_', '-')}" for name in given) or "none"
+        raise click.UsageError(f"give one of --bits, --clusters, --max-error and --lossless, not {named}")
+    with console.json_alone(as_json) as emit:
+        import tersor
+        from tersor.report import format_bytes
+
+        with console.progress() as progress:
+            report = tersor.pack(source, out, **options, progress=progress)
+        console.say(f"wrote {out}: {format_bytes(out.stat().st_size)}")
+        emit({"out": str(out), **asdict(report)})
+
+
+@click.command()
+@click.argument("source", metavar="IN.tersor", type=_IN)
+@click.option("-o", "--out", type=_OUT, required=True, help="The .safetensors file to write.")
+@click.option("--json", "as_json", is_flag=True, help="What was unpacked as JSON on stdout.")
+def unpack(source: Path, out: Path, as_json: bool) -> None:
+    """Decode a .tersor file into a .safetensors file."""
+    with console.json_alone(as_json) as emit:
+        import tersor
+        from tersor.report import format_bytes
+
+        with console.progress() as progress:
+            tersor.unpack(source, out, progress=progress)
+        size = out.stat().st_size
+        console.say(f"wrote {out}: {format_bytes(size)}")
+        emit({"out": str(out), "size_bytes": size})

@@ -1,0 +1,214 @@
+"""Results as tables of words: rows and columns, not yet drawn (see :mod:`tersor.report.render`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from tersor.report.figures import format_bytes, format_number, format_shape, format_share, printable
+from tersor.report.model import ModelLayer
+from tersor.result import Comparison, LayerRecord, Ledger, Score, StageRecord
+
+Row = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Words in rows and columns; ``total`` is drawn apart, ``notes`` go below.
+
+    left -- how many of the first columns are text; the others hold numbers.
+    """
+
+    title: str
+    columns: Row
+    rows: tuple[Row, ...]
+    left: int = 1
+    total: Row | None = None
+    notes: tuple[str, ...] = ()
+
+
+class PlannedRow(Protocol):
+    """What a recipe would do to one tensor in one step."""
+
+    @property
+    def step(self) -> str:
+        """Name of the step."""
+        ...
+
+    @property
+    def tensor(self) -> str:
+        """Name of the tensor."""
+        ...
+
+    @property
+    def applied(self) -> bool:
+        """False where the step skips it."""
+        ...
+
+    @property
+    def detail(self) -> str:
+        """With what, or why not."""
+        ...
+
+    @property
+    def predicted_bytes(self) -> int | None:
+        """An estimate of the tensor's bytes in the file, where there is one."""
+        ...
+
+
+def score_table(
+    baseline: Score, artifact: Score, comparison: Comparison, dense_bytes: int, file_bytes: int
+) -> Table:
+    """The two lines that matter: what the model was, and what the file that was read back is."""
+    rows = (
+        ("baseline", *_score_words(baseline), format_bytes(dense_bytes), "1.0x"),
+        ("artifact", *_score_words(artifact), format_bytes(file_bytes), _ratio(dense_bytes, file_bytes)),
+    )
+    columns = ("", "score", "95 % interval", "samples", "bytes", "ratio")
+    return Table("measured on the file, read back", columns, rows, notes=_comparison_words(comparison))
+
+
+def stage_table(stages: Sequence[StageRecord], dense_bytes: int) -> Table:
+    """What each step of the recipe brought."""
+    rows = tuple(
+        (
+            stage.step,
+            stage.kind,
+            format_bytes(stage.size_bytes),
+            _ratio(dense_bytes, stage.size_bytes),
+            format_number(stage.validation),
+            f"{stage.seconds:.1f}",
+        )
+        for stage in stages
+    )
+    columns = ("step", "kind", "bytes", "ratio", "validation", "seconds")
+    return Table("after each step", columns, rows, left=2)
+
+
+def layer_table(layers: Sequence[LayerRecord], ledger: Ledger) -> Table:
+    """What was done to each tensor and what it costs; the last line is the whole file."""
+    rows = [
+        (
+            printable(layer.name),
+            format_shape(layer.shape),
+            ", ".join(layer.steps) or "-",
+            format_share(layer.sparsity),
+            f"{layer.levels:,}" if layer.levels else "-",
+            f"{layer.dense_bytes:,}",
+            f"{layer.size_bytes:,}",
+            f"{layer.bits_per_weight:.2f}",
+            _ratio(layer.dense_bytes, layer.size_bytes),
+        )
+        for layer in layers
+    ]
+    dense = sum(layer.dense_bytes for layer in layers)
+    if rest := ledger.file_bytes - sum(layer.size_bytes for layer in layers):
+        rows.append(("(rest of the file)", "", "", "", "", "", f"{rest:,}", "", ""))
+    total = (
+        "file",
+        "",
+        "",
+        "",
+        "",
+        f"{dense:,}",
+        f"{ledger.file_bytes:,}",
+        "",
+        _ratio(dense, ledger.file_bytes),
+    )
+    columns = ("tensor", "shape", "steps", "zeros", "levels", "dense bytes", "bytes", "bits/weight", "ratio")
+    return Table("tensors", columns, tuple(rows), left=3, total=total)
+
+
+def ledger_table(ledger: Ledger) -> Table:
+    """Every byte of a file, by tensor and by part; the parts that no row has are left out."""
+    parts = list(dict.fromkeys(part for row in ledger.rows for part, size in row.parts.items() if size))
+    rows = tuple(
+        (
+            printable(row.name),
+            format_shape(row.shape) if row.form else "",
+            row.dtype,
+            row.form,
+            row.method,
+            f"{row.levels:,}" if row.levels else "-",
+            *(f"{row.parts.get(part, 0):,}" if row.parts.get(part) else "-" for part in parts),
+            f"{row.size_bytes:,}",
+        )
+        for row in ledger.rows
+    )
+    sums = [sum(row.parts.get(part, 0) for row in ledger.rows) for part in parts]
+    total = ("file", "", "", "", "", "", *(f"{size:,}" for size in sums), f"{sum(sums):,}")
+    columns = ("tensor", "shape", "dtype", "form", "method", "levels", *parts, "bytes")
+    note = f"{format_bytes(ledger.file_bytes)} on disk"
+    return Table("byte ledger", columns, rows, left=5, total=total, notes=(note,))
+
+
+def plan_table(rows: Sequence[PlannedRow], predicted_bytes: int, dense_bytes: int) -> Table:
+    """What each rule would touch, what it would skip and why; the bytes are an estimate."""
+    words = tuple(
+        (
+            row.step,
+            printable(row.tensor),
+            "apply" if row.applied else "skip",
+            printable(row.detail),
+            "-" if row.predicted_bytes is None else f"{row.predicted_bytes:,}",
+        )
+        for row in rows
+    )
+    note = (
+        f"estimate, nothing was trained or written: {format_bytes(predicted_bytes)} of "
+        f"{format_bytes(dense_bytes)}, {_ratio(dense_bytes, predicted_bytes)}"
+    )
+    columns = ("step", "tensor", "action", "detail", "predicted bytes")
+    return Table("plan", columns, words, left=4, notes=(note,))
+
+
+def model_table(layers: Sequence[ModelLayer]) -> Table:
+    """The layers of a model with what they hold."""
+    rows = tuple(
+        (
+            printable(layer.name),
+            layer.kind,
+            ", ".join(f"{printable(name)} {format_shape(shape)}" for name, shape in layer.shapes),
+            f"{layer.parameters:,}",
+            f"{layer.size_bytes:,}",
+        )
+        for layer in layers
+    )
+    tied = tuple(
+        printable(f"{layer.name}.{name} is tied to {other}") for layer in layers for name, other in layer.tied
+    )
+    parameters, size = sum(layer.parameters for layer in layers), sum(layer.size_bytes for layer in layers)
+    total = ("model", "", "", f"{parameters:,}", f"{size:,}")
+    columns = ("layer", "kind", "tensors", "parameters", "bytes")
+    return Table("layers", columns, rows, left=3, total=total, notes=tied)
+
+
+def _score_words(score: Score) -> Row:
+    interval = "-"
+    if score.low is not None and score.high is not None:
+        interval = f"{format_number(score.low)} to {format_number(score.high)}"
+    return format_number(score.value), interval, f"{score.samples:,}"
+
+
+def _comparison_words(comparison: Comparison) -> tuple[str, ...]:
+    way = "worse" if comparison.drop >= 0 else "better"
+    words = f"the artifact is {way} by {format_number(abs(comparison.drop))}"
+    if comparison.drop == 0:
+        words = "the artifact scores the same"
+    if comparison.low is not None and comparison.high is not None:
+        words += (
+            f"; 95 % interval of the drop {format_number(comparison.low)} to {format_number(comparison.high)}"
+        )
+    if comparison.p_value is not None:
+        words += f"; {comparison.test}, p = {format_number(comparison.p_value)}"
+    notes = [words]
+    if comparison.resolution is not None:
+        notes.append(f"a drop below {format_number(comparison.resolution)} cannot be told from none here")
+    if comparison.note:
+        notes.append(comparison.note)
+    return tuple(notes)
+
+
+def _ratio(dense: int, size: int) -> str:
+    return f"{dense / size:.1f}x" if size else "-"
