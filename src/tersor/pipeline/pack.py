@@ -1,0 +1,250 @@
+"""Weights only: a safetensors checkpoint to a ``.tersor`` file and back, without any model code."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from time import perf_counter
+from typing import Literal
+
+import torch
+
+from tersor.artifact.io import Reader, write
+from tersor.artifact.words import torch_dtype
+from tersor.errors import FormatError, SpecError, TargetError, did_you_mean, in_context
+from tersor.pipeline.checkpoint import Checkpoint, TensorInfo, open_checkpoint, write_checkpoint
+from tersor.progress import Progress, silent
+from tersor.result import Ledger
+from tersor.spec import Cluster, Speed
+from tersor.tensor.affine import bounded_grid
+from tersor.tensor.cluster import cluster_tensor
+from tersor.tensor.compressed import CompressedTensor, raw
+from tersor.tensor.deviation import deviation
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_ATTACHMENT = "safetensors.metadata"
+_USUAL: Mapping[str, str] = {"format": "pt"}
+
+
+@dataclass(frozen=True)
+class PackRow:
+    """What was done to one tensor; errors compare its decoded weights with the source's.
+
+    relative_error -- norm of the difference over norm of the weights; ``max_error`` is max |w - q|.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    action: Literal["clustered", "grid", "lossless"]
+    reason: str
+    relative_error: float
+    max_error: float
+    source_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """The file byte by byte, what was done to each tensor, and the bytes of the input."""
+
+    ledger: Ledger
+    source_bytes: int
+    rows: tuple[PackRow, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Why the patterns leave a tensor out, if they do; whether one names it."""
+
+    reason: str
+    named: bool
+
+
+def pack(
+    source: str | Path,
+    out: str | Path,
+    *,
+    bits: int | None = None,
+    clusters: int | None = None,
+    max_error: float | None = None,
+    lossless: bool = False,
+    include: tuple[str, ...] = (),
+    exclude: tuple[str, ...] = (),
+    speed: Speed = "balanced",
+    progress: Progress = silent,
+) -> PackReport:
+    """Pack a ``.safetensors`` file, or the index of a sharded one, into ``out``.
+
+    At most one of: ``bits`` (at most 2^bits values a tensor), ``clusters`` (at most that many),
+    ``max_error`` (the coarsest uniform grid that moves no weight further), ``lossless`` (the default).
+    Tensors that are not floating, have one dimension, or are too small to gain are kept losslessly; the
+    row says why. ``include`` and ``exclude`` are patterns (a glob, or a regular expression after
+    ``re:``, held against a tensor's name and the modules above it) for tensors to compress; one that
+    ``include`` names itself, not by its module, may have a single dimension.
+
+    Raises :class:`TensorError` for NaN or Inf in a tensor to be compressed, :class:`TargetError` for a
+    pattern that matches nothing; ``out`` is then left as it was.
+    """
+    started = perf_counter()
+    plan = _plan(bits, clusters, max_error, lossless)
+    if plan is None and (include or exclude):
+        raise SpecError("include and exclude choose what to compress; a lossless pack compresses nothing")
+    checkpoint = open_checkpoint(Path(source))
+    choices = _choices(list(checkpoint.files), tuple(include), tuple(exclude))
+    rows: list[PackRow] = []
+
+    def tensors() -> Iterator[tuple[str, CompressedTensor]]:
+        for done, name in enumerate(checkpoint.files):
+            progress("pack", done, len(checkpoint.files), name)
+            with in_context(name):
+                compressed, row = _pack_one(checkpoint, name, plan, choices[name])
+            rows.append(row)
+            yield name, compressed
+
+    metadata = dict(checkpoint.metadata)
+    attachments = {} if metadata == _USUAL else {_ATTACHMENT: _print_metadata(metadata)}
+    ledger = write(out, tensors(), attachments=attachments, speed=speed)
+    progress("pack", len(rows), len(rows))
+    return PackReport(ledger, checkpoint.size_bytes, tuple(rows), perf_counter() - started)
+
+
+def unpack(source: str | Path, out: str | Path, *, progress: Progress = silent) -> int:
+    """Write the dense tensors of a ``.tersor`` file as a ``.safetensors`` file; returns its bytes.
+
+    Names, shapes and dtypes are those of the file; tied weights are written under each of their names.
+    """
+    with Reader(source) as reader:
+        infos = {one.name: TensorInfo(one.name, one.shape, torch_dtype(one.dtype)) for one in reader.entries}
+        for alias, name in reader.aliases.items():
+            infos[alias] = TensorInfo(alias, infos[name].shape, infos[name].dtype)
+        attachments = reader.attachments
+        metadata = _parse_metadata(attachments[_ATTACHMENT]) if _ATTACHMENT in attachments else _USUAL
+        done = 0
+
+        def read(name: str) -> torch.Tensor:
+            nonlocal done
+            progress("unpack", done, len(infos), name)
+            done += 1
+            return reader.read(name).decode()
+
+        size = write_checkpoint(Path(out), infos.values(), read, metadata=metadata)
+        progress("unpack", done, len(infos))
+        return size
+
+
+def _plan(
+    bits: int | None, clusters: int | None, max_error: float | None, lossless: bool
+) -> Cluster | float | None:
+    given = {"bits": bits, "clusters": clusters, "max_error": max_error, "lossless": lossless or None}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise SpecError(f"pack takes one of {', '.join(given)}; given: {', '.join(named)}")
+    if max_error is not None:
+        if not 0 < max_error < float("inf"):
+            raise SpecError(f"max_error is {max_error}: it has to be a finite number above 0")
+        return float(max_error)
+    if bits is None and clusters is None:
+        return None
+    return Cluster(bits=bits, clusters=clusters)
+
+
+def _choices(names: list[str], include: tuple[str, ...], exclude: tuple[str, ...]) -> dict[str, _Choice]:
+    for pattern in (*include, *exclude):
+        if not any(_hits(pattern, name) for name in names):
+            raise TargetError(f"the pattern {pattern!r} matches no tensor.{did_you_mean(pattern, names)}")
+    choices = {}
+    for name in names:
+        hits = [pattern for pattern in include if _hits(pattern, name)]
+        reason = "not included" if include and not hits else ""
+        for pattern in exclude:
+            reason = f"excluded by {pattern!r}" if _hits(pattern, name) else reason
+        choices[name] = _Choice(reason, any(_names(pattern, name) for pattern in hits))
+    return choices
+
+
+def _hits(pattern: str, name: str) -> bool:
+    return any(_hit(pattern, one) for one in (name, *_modules(name)))
+
+
+def _names(pattern: str, name: str) -> bool:
+    """Whether the pattern means the tensor itself, not all that its module holds."""
+    return not any(_hit(pattern, one) for one in ("", *_modules(name)))
+
+
+def _modules(name: str) -> list[str]:
+    parts = name.split(".")[:-1]
+    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+
+
+def _hit(pattern: str, text: str) -> bool:
+    if not pattern.startswith("re:"):
+        return fnmatchcase(text, pattern)
+    try:
+        return re.fullmatch(pattern[3:], text) is not None
+    except re.error as error:
+        raise TargetError(f"pattern {pattern!r} is no regular expression: {error}") from error
+
+
+def _pack_one(
+    checkpoint: Checkpoint, name: str, plan: Cluster | float | None, choice: _Choice
+) -> tuple[CompressedTensor, PackRow]:
+    started = perf_counter()
+    tensor = checkpoint.read(name)
+    reason = _why_lossless(tensor, plan, choice)
+    compressed = None
+    if reason == "" and isinstance(plan, Cluster):
+        compressed = cluster_tensor(tensor, _keeping_zeros(tensor, plan))
+    elif reason == "" and isinstance(plan, float):
+        compressed = bounded_grid(tensor, plan)
+        reason = "" if compressed else f"its dtype is too coarse for an error of {plan:g}"
+    relative, worst = (0.0, 0.0) if compressed is None else deviation(tensor, compressed.decode())
+    action: Literal["clustered", "grid", "lossless"] = "clustered" if isinstance(plan, Cluster) else "grid"
+    row = PackRow(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."),
+                  "lossless" if compressed is None else action, reason, relative, worst,
+                  tensor.numel() * tensor.element_size(), perf_counter() - started)  # fmt: skip
+    return compressed or raw(tensor), row
+
+
+def _why_lossless(tensor: torch.Tensor, plan: Cluster | float | None, choice: _Choice) -> str:
+    """Why a tensor is kept as it is, or nothing."""
+    if plan is None:
+        return "lossless was asked for"
+    if choice.reason:
+        return choice.reason
+    if tensor.dtype not in _FLOATS:
+        return f"{str(tensor.dtype).removeprefix('torch.')} is not a float of 16 bits or more"
+    if tensor.ndim < 2 and not choice.named:
+        return f"{tensor.ndim} dimensions: norms, biases and scalars are kept"
+    if isinstance(plan, Cluster):
+        code_bits = max((plan.max_clusters - 1).bit_length(), 1)
+        if tensor.numel() * code_bits / 8 + 4 * plan.max_clusters >= tensor.numel() * tensor.element_size():
+            return f"too small: {tensor.numel()} weights beside a codebook of {plan.max_clusters}"
+    return ""
+
+
+def _keeping_zeros(tensor: torch.Tensor, plan: Cluster) -> Cluster:
+    """Hold an exact zero where zeros are common enough to own a code: what was pruned stays pruned."""
+    zeros = tensor.numel() - int(torch.count_nonzero(tensor))
+    if plan.max_clusters < 2 or zeros * plan.max_clusters < tensor.numel():
+        return plan
+    return Cluster(bits=plan.bits, clusters=plan.clusters, keep_zero=True)
+
+
+def _print_metadata(metadata: Mapping[str, str]) -> bytes:
+    return json.dumps(metadata, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _parse_metadata(data: bytes) -> dict[str, str]:
+    try:
+        metadata = json.loads(data)
+    except ValueError as error:
+        raise FormatError(f"the attachment {_ATTACHMENT!r} is not JSON") from error
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise FormatError(f"the attachment {_ATTACHMENT!r} does not map names to strings")
+    return metadata
