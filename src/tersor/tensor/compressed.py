@@ -82,7 +82,7 @@ class CompressedTensor:
             if form.mask is None:
                 return form.values.clone()
             return torch.where(torch.from_numpy(form.mask), form.values, torch.zeros_like(form.values))
-        return torch.from_numpy(_dense(form).reshape(self.shape)).to(self.dtype)
+        return torch.from_numpy(np.asarray(_dense(form)).reshape(self.shape)).to(self.dtype)
 
 
 def raw(tensor: torch.Tensor, mask: NDArray[np.bool_] | None = None) -> CompressedTensor:

@@ -45,7 +45,7 @@ def group_shape(shape: tuple[int, ...], granularity: Granularity) -> tuple[int, 
     """
     if granularity.kind == "tensor" or not shape:
         return 1, 1
-    channels = shape[granularity.axis]
+    channels = shape[_axis(shape, granularity)]
     if granularity.kind == "channel":
         return channels, 1
     width = prod(shape) // max(channels, 1)
@@ -69,13 +69,28 @@ def split_groups(array: NDArray[Any], granularity: Granularity) -> list[NDArray[
     return [row[at : at + size] for row in rows for at in range(0, rows.shape[1], size)]
 
 
+def ravel_groups(array: NDArray[Any], granularity: Granularity) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """All members flat and contiguous in group order, and where each group begins: (groups + 1,).
+
+    ``join_groups([flat], ...)`` is the inverse.
+    """
+    if granularity.kind == "tensor" or not array.ndim:
+        return np.ascontiguousarray(array).reshape(-1), np.array([0, array.size])
+    rows = _as_rows(array, granularity)
+    width = rows.shape[1]
+    inside = range(0, width, granularity.size) if granularity.kind == "block" else (0,)
+    begins = np.arange(len(rows))[:, None] * width + np.array(inside, np.int64)
+    return np.ascontiguousarray(rows).reshape(-1), np.append(begins.reshape(-1), array.size)
+
+
 def join_groups(groups: list[NDArray[Any]], shape: tuple[int, ...], granularity: Granularity) -> NDArray[Any]:
-    """The inverse of :func:`split_groups`, contiguous."""
-    flat = groups[0] if len(groups) == 1 else np.concatenate(groups)
+    """The inverse of :func:`split_groups`, contiguous; without any group, int64."""
+    flat = groups[0] if len(groups) == 1 else np.concatenate(groups or [np.zeros(0, np.int64)])
     if granularity.kind == "tensor" or not shape:
-        return np.ascontiguousarray(flat.reshape(shape))
-    moved = (shape[granularity.axis], *_without(shape, granularity.axis))
-    return np.ascontiguousarray(np.moveaxis(flat.reshape(moved), 0, granularity.axis))
+        return np.ascontiguousarray(flat).reshape(shape)
+    axis = _axis(shape, granularity)
+    moved = flat.reshape(shape[axis], *_without(shape, axis))
+    return np.ascontiguousarray(np.moveaxis(moved, 0, axis))
 
 
 def expand_groups(values: NDArray[Any], shape: tuple[int, ...], granularity: Granularity) -> NDArray[Any]:
@@ -85,18 +100,25 @@ def expand_groups(values: NDArray[Any], shape: tuple[int, ...], granularity: Gra
     channels, inside = group_shape(shape, granularity)
     if granularity.kind == "channel":
         wide = [1] * len(shape)
-        wide[granularity.axis] = channels
+        wide[_axis(shape, granularity)] = channels
         return values.reshape(wide)
-    rest = _without(shape, granularity.axis)
+    axis = _axis(shape, granularity)
+    rest = _without(shape, axis)
     rows = np.repeat(values.reshape(channels, inside), granularity.size, axis=1)[:, : prod(rest)]
-    return np.moveaxis(rows.reshape(channels, *rest), 0, granularity.axis)
+    return np.moveaxis(rows.reshape(channels, *rest), 0, axis)
 
 
 def _as_rows(array: NDArray[Any], granularity: Granularity) -> NDArray[Any]:
-    moved = np.moveaxis(array, granularity.axis, 0)
+    moved = np.moveaxis(array, _axis(array.shape, granularity), 0)
     return moved.reshape(moved.shape[0], prod(moved.shape[1:]))
 
 
+def _axis(shape: tuple[int, ...], granularity: Granularity) -> int:
+    axis = granularity.axis
+    if not -len(shape) <= axis < len(shape):
+        raise SpecError(f"axis {axis} of shape {shape}: it has to be from {-len(shape)} to {len(shape) - 1}")
+    return axis % len(shape)
+
+
 def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
-    axis %= len(shape)
     return shape[:axis] + shape[axis + 1 :]
