@@ -15,7 +15,7 @@ class Score:
     """The mean score over a loader, in the score's own unit, with its 95 % interval.
 
     ``low`` and ``high`` are None for a metric that no sample has alone. ``per_sample`` (n,) stays out of
-    reports.
+    reports. ``order`` is a checksum of the samples in the order they came.
     """
 
     value: float
@@ -24,6 +24,7 @@ class Score:
     samples: int
     method: str
     per_sample: NDArray[Any] | None = field(default=None, repr=False, compare=False)
+    order: int | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Comparison:
     drop -- how much worse the artifact is, in the score's unit (negative: better).
     low, high -- 95 % interval of the drop; None for a metric without samples.
     p_value -- of no difference (two-sided).
-    resolution -- the smallest drop that this many samples can tell from none.
+    resolution -- the smallest drop that this many samples can tell from none (5 % level, 80 % power).
     """
 
     drop: float
@@ -80,7 +81,6 @@ class StageRecord:
     size_bytes: int
     validation: float | None
     seconds: float
-    skipped: tuple[tuple[str, str], ...]  # (tensor, reason)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tersor.errors import TersorError
-from tersor.recipe.load import dump_recipe, recipe_to_dict
+from tersor.recipe import dump_recipe, recipe_to_dict
 from tersor.result import Comparison, LayerRecord, Ledger, Score, StageRecord
 from tersor.spec import Recipe
 
@@ -84,7 +83,7 @@ class Result:
             if self.path.resolve() != (folder / ARTIFACT).resolve():
                 partial = folder / f".{ARTIFACT}.part"
                 shutil.copyfile(self.path, partial)
-                os.replace(partial, folder / ARTIFACT)
+                partial.replace(folder / ARTIFACT)
         except OSError as error:
             raise TersorError(f"cannot save the result in {folder}: {error.strerror or error}") from error
         return folder
@@ -99,4 +98,4 @@ def _plain(record: Any) -> dict[str, Any]:
 def _replace(path: Path, content: bytes) -> None:
     partial = path.with_name(f".{path.name}.part")
     partial.write_bytes(content)
-    os.replace(partial, path)
+    partial.replace(path)

@@ -1,0 +1,1 @@
+"""What data can tell about a model before anything is changed."""

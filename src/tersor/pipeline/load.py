@@ -1,0 +1,71 @@
+"""A file back into a model, and the score it has there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import overload
+
+import torch
+from torch import nn
+
+from tersor.artifact.io import Reader
+from tersor.artifact.io import load as load_tensors
+from tersor.errors import in_context
+from tersor.measure.quality import evaluate_model
+from tersor.model.restore import fresh_model, restore_
+from tersor.progress import Progress, silent
+from tersor.result import Score
+from tersor.task import Batch, Task
+from tersor.tensor.compressed import CompressedTensor
+
+
+class _Stored(Mapping[str, CompressedTensor]):
+    """A file as a mapping that decodes one tensor at a time."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    def __getitem__(self, name: str) -> CompressedTensor:
+        return self._reader.read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._reader.names)
+
+    def __len__(self) -> int:
+        return len(self._reader.names)
+
+
+@overload
+def load(path: str | Path) -> dict[str, torch.Tensor]: ...
+@overload
+def load(path: str | Path, model: nn.Module) -> nn.Module: ...
+def load(path: str | Path, model: nn.Module | None = None) -> dict[str, torch.Tensor] | nn.Module:
+    """The named tensors of a ``.tersor`` file; or ``model``, freshly built, filled with them in place.
+
+    Aliases of a tied weight share one tensor. Raises :class:`FormatError` for a file that is not ours or is
+    damaged, :class:`VerificationError` where its names, shapes or dtypes are not the model's.
+    """
+    if model is None:
+        return load_tensors(path)
+    with in_context(str(path)), Reader(path) as reader:
+        restore_(model, _Stored(reader), reader.aliases)
+    return model
+
+
+def evaluate(
+    task: Task,
+    path: str | Path,
+    *,
+    loader: Iterable[Batch] | None = None,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> Score:
+    """The score of a ``.tersor`` file in a fresh model, on ``loader`` (default: the task's test data).
+
+    Raises as :func:`load` does, and :class:`TaskError` where the outputs do not fit the score.
+    """
+    model = load(path, fresh_model(task)).to(device)
+    return evaluate_model(
+        model, task, task.test if loader is None else loader, device=device, progress=progress
+    )

@@ -1,0 +1,82 @@
+"""What a recipe would do: every step but its training, on a copy, down to the bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+from tersor.artifact.io import write
+from tersor.measure.size import dense_bytes
+from tersor.model.attach import collect
+from tersor.model.restore import trained_model
+from tersor.pipeline.run import file_speed
+from tersor.pipeline.steps import Context, apply_step, without_training
+from tersor.recipe.load import load_recipe
+from tersor.result import Ledger
+from tersor.spec import Recipe, Train
+from tersor.task import Task
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """What one step does to one tensor, or why it skips it.
+
+    predicted_bytes -- of the tensor in the file after this step; an estimate, since training moves the
+        weights; None for a tensor that is skipped.
+    """
+
+    step: str
+    tensor: str
+    action: Literal["apply", "skip"]
+    detail: str
+    predicted_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A dry run: the rows in order, and the bytes of the file if no weight moved in training."""
+
+    task: str
+    recipe: str
+    rows: tuple[PlanRow, ...]
+    predicted_bytes: int
+    dense_bytes: int
+
+
+def plan(task: Task, recipe: Recipe | str | Path = "deep-compression", *, seed: int = 0) -> Plan:
+    """Check a recipe against a task and predict its file, without training and without a trace on disk.
+
+    Gradual pruning is foretold as one-shot, importance as equal. Raises what :func:`tersor.compress` would
+    raise before it trains.
+    """
+    wanted = load_recipe(recipe)
+    model = trained_model(task)
+    dense = dense_bytes(model)
+    rows: list[PlanRow] = []
+    with TemporaryDirectory(prefix="tersor-") as folder:
+        path = Path(folder) / "planned.tersor"
+        ledger = Ledger((), dense)
+        for step in wanted.steps:
+            touched = (
+                []
+                if isinstance(step, Train)
+                else apply_step(model, without_training(step), Context(task, seed))
+            )
+            collected = collect(model)
+            ledger = write(
+                path, collected.tensors.items(), aliases=collected.aliases, speed=file_speed(wanted)
+            )
+            sizes = {row.name: row.size_bytes for row in ledger.rows}
+            rows += [
+                PlanRow(
+                    step=step.name,
+                    tensor=one.name,
+                    action="apply" if one.applied else "skip",
+                    detail=one.detail,
+                    predicted_bytes=sizes[one.name] if one.applied else None,
+                )
+                for one in touched
+            ]
+    return Plan(task.name, wanted.name, tuple(rows), ledger.file_bytes, dense)

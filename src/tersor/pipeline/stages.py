@@ -1,0 +1,105 @@
+"""The files between the steps of a run: what makes it resumable, and its stage table."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import tersor
+from tersor.errors import TersorError
+from tersor.model.restore import trained_model
+from tersor.pipeline.steps import Touched
+from tersor.recipe.load import dump_recipe
+from tersor.result import StageRecord
+from tersor.spec import Recipe
+from tersor.task import Task
+
+WORK, KEPT = ".tersor-run", "stages"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished step: its file, what it measured, and what it did to each tensor."""
+
+    path: Path
+    record: StageRecord
+    touched: tuple[Touched, ...]
+
+
+@dataclass
+class StageStore:
+    """The stages that a run has finished, on disk in ``folder/.tersor-run``."""
+
+    folder: Path
+    stages: list[Stage] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, folder: Path, task: Task, recipe: Recipe, seed: int) -> StageStore:
+        """The store of this very run (same recipe, seed, weights and version), else an empty one."""
+        store = cls(folder)
+        key = _fingerprint(task, recipe, seed)
+        try:
+            if not (store.work / "key").exists() or (store.work / "key").read_text() != key:
+                shutil.rmtree(store.work, ignore_errors=True)
+                store.work.mkdir(parents=True)
+                (store.work / "key").write_text(key)
+        except OSError as error:
+            raise TersorError(f"cannot work in {folder}: {error.strerror or error}") from error
+        for index, step in enumerate(recipe.steps):
+            note = store.path(index, step.name).with_suffix(".json")
+            if not note.exists():
+                break
+            store.stages.append(_read(store.path(index, step.name), note))
+        return store
+
+    @property
+    def work(self) -> Path:
+        """Where unfinished runs live."""
+        return self.folder / WORK
+
+    def path(self, index: int, name: str) -> Path:
+        """The file that a step ends in; its name is made of the index alone where ``name`` is no word."""
+        word = name if name.replace("-", "").replace("_", "").isalnum() else "step"
+        return self.work / f"{index}-{word}.tersor"
+
+    def add(self, stage: Stage) -> None:
+        """Note a finished step, after its file is complete; its training checkpoint is spent."""
+        note = stage.path.with_suffix(".json")
+        partial = note.with_suffix(".part")
+        partial.write_text(
+            json.dumps({"record": asdict(stage.record), "touched": [asdict(one) for one in stage.touched]})
+        )
+        partial.replace(note)
+        stage.path.with_suffix(".checkpoint").unlink(missing_ok=True)
+        self.stages.append(stage)
+
+    def finish(self, keep: bool) -> None:
+        """Remove the working folder; with ``keep``, move the stage files to ``folder/stages`` first."""
+        if keep:
+            kept = self.folder / KEPT
+            kept.mkdir(exist_ok=True)
+            for stage in self.stages:
+                stage.path.replace(kept / stage.path.name)
+        shutil.rmtree(self.work)
+
+
+def _read(path: Path, note: Path) -> Stage:
+    stored = json.loads(note.read_text())
+    record = stored["record"] | {"size_bytes": path.stat().st_size}
+    return Stage(path, StageRecord(**record), tuple(Touched(**one) for one in stored["touched"]))
+
+
+def _fingerprint(task: Task, recipe: Recipe, seed: int) -> str:
+    digest = blake2b(digest_size=16)
+    digest.update(f"{tersor.__version__}\n{torch.__version__}\n{np.__version__}\n{seed}\n".encode())
+    digest.update(dump_recipe(recipe).encode())
+    for name, tensor in trained_model(task).state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

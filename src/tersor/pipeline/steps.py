@@ -1,0 +1,158 @@
+"""What each kind of step does to a model: one function a kind, joined by a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from tersor.calibrate.fisher import diagonal_fisher
+from tersor.errors import in_context
+from tersor.model.attach import attach_codebook, attach_mask, collect_one
+from tersor.model.select import Selected, Storage, select, storages
+from tersor.progress import Progress, silent
+from tersor.spec import AMOUNTS, Cluster, Code, Prune, Step, Train
+from tersor.task import Task
+from tersor.tensor.cluster import cluster_tensor
+from tersor.tensor.compressed import Codebook
+from tersor.tensor.masks import magnitude_masks
+from tersor.train.control import Control, GradualPruning, Reassignment
+from tersor.train.loop import fit
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step needs beside itself; ``checkpoint`` is where an interrupted training goes on from."""
+
+    task: Task
+    seed: int = 0
+    device: str = "cpu"
+    checkpoint: Path | None = None
+    progress: Progress = silent
+
+
+@dataclass(frozen=True)
+class Touched:
+    """What a step did to one tensor, or why it did nothing."""
+
+    name: str
+    applied: bool
+    detail: str
+
+
+def apply_step(model: nn.Module, step: Step, context: Context) -> list[Touched]:
+    """Run one step on ``model``, in place; returns what it did, tensor by tensor."""
+    with in_context(f"step {step.name!r}"):
+        return _APPLY[type(step)](model, step, context)
+
+
+def without_training(step: Step) -> Step:
+    """The same step with its training taken out: what a dry run can know."""
+    if isinstance(step, Prune):
+        return replace(step, train=None, schedule="one-shot")
+    if isinstance(step, Cluster):
+        return replace(step, train=None, importance="none")
+    return step
+
+
+def _prune(model: nn.Module, step: Prune, context: Context) -> list[Touched]:
+    selected = select(model, step)
+    chosen = [(one.storage, one.step) for one in selected if isinstance(one.step, Prune)]
+    if step.schedule == "gradual" and step.train is not None:
+        _train(model, step.train, context, [GradualPruning(model, step)])
+        return _report(model, selected)
+    for ranked in _ranked_together(chosen, step):
+        amount = {name: getattr(ranked[0][1], name) for name in AMOUNTS}
+        masks = magnitude_masks([storage.dense() for storage, _ in ranked], **amount)
+        for (storage, _), mask in zip(ranked, masks, strict=True):
+            attach_mask(model, storage, mask)
+    if step.train is not None:
+        _train(model, step.train, context)
+    return _report(model, selected)
+
+
+def _ranked_together(chosen: list[tuple[Storage, Prune]], step: Prune) -> list[list[tuple[Storage, Prune]]]:
+    """One by one; or, with a global scope, all weights with the same amount together."""
+    if step.scope == "layer":
+        return [[one] for one in chosen]
+    together: dict[tuple[object, ...], list[tuple[Storage, Prune]]] = {}
+    for storage, resolved in chosen:
+        amount = tuple(getattr(resolved, name) for name in AMOUNTS)
+        together.setdefault(amount, []).append((storage, resolved))
+    return list(together.values())
+
+
+def _cluster(model: nn.Module, step: Cluster, context: Context) -> list[Touched]:
+    selected = select(model, step)
+    chosen = [(one.storage, one.step) for one in selected if isinstance(one.step, Cluster)]
+    weighed = {storage.name for storage, resolved in chosen if resolved.importance == "fisher"}
+    importance: dict[str, NDArray[np.float32]] = {}
+    if weighed:
+        importance = diagonal_fisher(
+            model, context.task, weighed, batches=step.fisher_batches, device=context.device
+        )
+    for done, (storage, resolved) in enumerate(chosen):
+        context.progress(step.name, done, len(chosen), storage.name)
+        with in_context(storage.name):
+            compressed = cluster_tensor(
+                storage.dense(),
+                resolved,
+                mask=storage.mask(),
+                importance=importance.get(storage.name),
+                seed=context.seed,
+            )
+            attach_codebook(model, storage, compressed, update=resolved.update, latent=resolved.reassign > 0)
+    if step.train is not None:
+        controls = [Reassignment(model, step)] if step.reassign else []
+        _train(model, step.train, context, controls)
+    return _report(model, selected)
+
+
+def _fit(model: nn.Module, step: Train, context: Context) -> list[Touched]:
+    _train(model, step, context)
+    return []
+
+
+def _code(model: nn.Module, step: Code, context: Context) -> list[Touched]:
+    """Nothing happens to the model: the writer reads the step when the file is made."""
+    return []
+
+
+def _train(model: nn.Module, phase: Train, context: Context, controls: Sequence[Control] = ()) -> None:
+    fit(model, context.task, phase, seed=context.seed, device=context.device, controls=controls,
+        checkpoint=context.checkpoint, progress=context.progress)  # fmt: skip
+
+
+def _report(model: nn.Module, selected: list[Selected]) -> list[Touched]:
+    """What each tensor has become, read off the model and not off the plan."""
+    now = {storage.name: storage for storage in storages(model)}
+    return [
+        Touched(one.storage.name, True, _describe(now[one.storage.name]))
+        if one.step is not None
+        else Touched(one.storage.name, False, one.reason)
+        for one in selected
+    ]
+
+
+def _describe(storage: Storage) -> str:
+    compressed = collect_one(storage)
+    dense = compressed.decode()
+    zeros = float((dense == 0).float().mean()) if dense.numel() else 0.0
+    words = [f"{zeros:.2%} zeros"]
+    if isinstance(compressed.form, Codebook):
+        groups, levels = compressed.form.codebook.shape
+        words.append(f"{levels} values" if groups == 1 else f"{groups} codebooks of {levels} values")
+    return ", ".join(words)
+
+
+_APPLY: Mapping[type[Step], Callable[[nn.Module, Any, Context], list[Touched]]] = {
+    Prune: _prune,
+    Cluster: _cluster,
+    Train: _fit,
+    Code: _code,
+}
