@@ -1,0 +1,122 @@
+"""Which storages a step touches, with which fields, and why it leaves the others alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from tersor.errors import TargetError, did_you_mean, in_context
+from tersor.model.storage import Storage, storages
+from tersor.spec import Cluster, Prune, Rule, replace_fields
+
+__all__ = ["Selected", "Storage", "select", "storages"]
+
+
+@dataclass(frozen=True, eq=False)
+class Selected:
+    """A storage and the step as its rules resolve it; no step if it is skipped, then with the reason."""
+
+    storage: Storage
+    step: Prune | Cluster | None
+    reason: str = ""
+
+
+def select(model: nn.Module, step: Prune | Cluster) -> list[Selected]:
+    """Resolve a step for every storage of ``model``, in the model's order.
+
+    A pattern is held against the names of a storage and against the paths of its modules and of
+    what contains them; any alias counts. The last matching rule wins. Weights of two or more dimensions are
+    taken; others only if a pattern names the parameter itself and not just its module, or as
+    ``Cluster.biases`` says. Raises :class:`TargetError` for a pattern that matches nothing, and for a
+    parameter that is named and cannot be compressed.
+
+    >>> found = select(nn.Sequential(nn.Linear(4, 2)), Prune(fraction=0.5))
+    >>> [(one.storage.name, one.step is not None, one.reason) for one in found]
+    [('0.weight', True, ''), ('0.bias', False, 'bias')]
+    """
+    found = storages(model)
+    paths = {path for path, _ in model.named_modules(remove_duplicate=False) if path}
+    for pattern in (*step.targets, *(rule.match for rule in step.rules)):
+        _check_pattern(pattern, found, paths)
+    return [_resolve(storage, step) for storage in found]
+
+
+def _resolve(storage: Storage, step: Prune | Cluster) -> Selected:
+    hits = [pattern for pattern in step.targets if _matches(pattern, storage)]
+    if not hits:
+        return Selected(storage, None, "no target matches")
+    rules = [rule for rule in step.rules if _matches(rule.match, storage)]
+    if rules and rules[-1].skip:
+        return Selected(storage, None, f"rule {rules[-1].match!r} skips it")
+    named = any(_names(pattern, storage) for pattern in (*hits, *(rule.match for rule in rules)))
+    resolved = _apply_rule(step, rules[-1]) if rules else step
+    obstacle = _obstacle(storage)
+    if obstacle and named:
+        raise TargetError(f"{storage.name} is named and cannot be compressed: {obstacle}; leave it out")
+    reason = obstacle or ("" if named else _left_alone(storage, resolved))
+    return Selected(storage, None if reason else resolved, reason)
+
+
+def _apply_rule(step: Prune | Cluster, rule: Rule) -> Prune | Cluster:
+    with in_context(f"rule {rule.match!r}"):
+        return replace_fields(step, rule.override)
+
+
+def _obstacle(storage: Storage) -> str:
+    if not storage.dtype.is_floating_point:
+        return f"not floating ({str(storage.dtype).removeprefix('torch.')})"
+    if storage.entangled:
+        return f"shares its memory with {storage.entangled} in another layout"
+    return ""
+
+
+def _left_alone(storage: Storage, step: Prune | Cluster) -> str:
+    if 0 in storage.shape:
+        return "empty"
+    if storage.kind == "bias" and not (isinstance(step, Cluster) and step.biases):
+        return "bias"
+    if storage.kind == "vector":
+        return "1-D: norm or bias (name it to include it)"
+    return ""
+
+
+def _check_pattern(pattern: str, found: list[Storage], paths: set[str]) -> None:
+    names = [site.name for storage in found for site in storage.sites]
+    if not any(_hit(pattern, name) for name in (*names, *paths)):
+        raise TargetError(f"pattern {pattern!r} matches no parameter and no module."
+                          f"{did_you_mean(pattern, (*names, *sorted(paths)))}")  # fmt: skip
+
+
+def _matches(pattern: str, storage: Storage) -> bool:
+    return any(_hit(pattern, site.name) or _hit_module(pattern, site.path) for site in storage.sites)
+
+
+def _names(pattern: str, storage: Storage) -> bool:
+    """Whether the pattern means the parameter itself: it does not match its module as well."""
+    return any(
+        _hit(pattern, site.name) and not _hit(pattern, "") and not _hit_module(pattern, site.path)
+        for site in storage.sites
+    )
+
+
+def _hit_module(pattern: str, path: str) -> bool:
+    return any(_hit(pattern, one) for one in _with_parents(path))
+
+
+def _with_parents(path: str) -> Iterable[str]:
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+
+
+def _hit(pattern: str, text: str) -> bool:
+    if not pattern.startswith("re:"):
+        return fnmatchcase(text, pattern)
+    try:
+        return re.fullmatch(pattern[3:], text) is not None
+    except re.error as error:
+        raise TargetError(f"pattern {pattern!r} is no regular expression: {error}") from error
