@@ -1,0 +1,259 @@
+"""The score of a model, or of anything that predicts, and a paired test between two of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
+from itertools import chain
+from math import isfinite
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from tersor.errors import SpecError, TaskError
+from tersor.measure.statistics import (
+    Discordance,
+    bootstrap,
+    discordant_resolution,
+    mcnemar,
+    mean_resolution,
+    needed_pairs,
+    tango,
+    wilson,
+)
+from tersor.progress import Progress, silent
+from tersor.result import Comparison, Score
+from tersor.task import Batch, Output, Task
+
+Predict = Callable[[Batch], Output]
+
+
+def evaluate(predict: Predict, task: Task, loader: Iterable[Batch], *, progress: Progress = silent) -> Score:
+    """The mean of the task's per-sample score over ``loader``, with its 95 % interval.
+
+    predict -- (batch) -> output as ``task.score`` takes it: a model, an ONNX session, a remote service.
+
+    The interval is Wilson's where all scores are 0 or 1, else a bootstrap. Raises :class:`TaskError`
+    for an empty loader, for scores that are not one finite number a sample, for a task with a
+    ``metric`` (see :func:`evaluate_model`), and where a function of the task fails.
+    """
+    if task.score is None:
+        raise TaskError(
+            f"task {task.name!r} has a metric, which takes a model: only a model can be evaluated"
+        )
+    total = float(len(loader)) if isinstance(loader, Sized) else 0.0
+    parts: list[NDArray[np.float64]] = []
+    order = 0
+    for index, batch in enumerate(loader):
+        where = f"task {task.name!r}, batch {index}"
+        output = _call(f"{where}: forward", predict, batch)
+        values = _call(f"{where}: score", task.score, output, batch)
+        parts.append(_per_sample(values, batch, where))
+        order = _fingerprint(batch, order)
+        progress("evaluate", index + 1.0, total)
+    values = np.concatenate(parts) if parts else np.empty(0)
+    if not len(values):
+        raise TaskError(f"task {task.name!r}: the loader is empty; give one with at least one sample")
+    return _score(values, order)
+
+
+def evaluate_model(
+    model: nn.Module,
+    task: Task,
+    loader: Iterable[Batch],
+    *,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> Score:
+    """The score of ``model``, which is on ``device``, in evaluation mode and without gradients.
+
+    Each module's mode is restored. Batches are moved to ``device``. A task's ``metric`` gives a value
+    without an interval. Raises as :func:`evaluate` does.
+    """
+    with evaluating(model), torch.no_grad():
+        if task.metric is None:
+
+            def predict(batch: Batch) -> Output:
+                return task.forward(model, batch if device == "cpu" else to_device(batch, device))
+
+            return evaluate(predict, task, loader, progress=progress)
+        progress("evaluate", 0.0, 1.0)
+        value = _call(f"task {task.name!r}: metric", task.metric, model, loader)
+        progress("evaluate", 1.0, 1.0)
+    return Score(_finite(value, task.name), None, None, 0, "metric")
+
+
+def compare(
+    baseline: Score, artifact: Score, *, higher_is_better: bool, asked_drop: float | None = None
+) -> Comparison:
+    """How much worse the artifact is, by a test on the same samples in the same order.
+
+    asked_drop -- a drop in the score's unit that the sample should be able to tell (5 % level, 80 %
+        power); where it cannot, ``note`` says so and how many samples would do.
+
+    McNemar's exact test and Tango's interval where all scores are 0 or 1, else a bootstrap of the
+    differences. No test is made (``test="none"``, and ``note`` says why) for metrics, and where the two
+    passes over the loader did not give the same samples in the same order.
+    """
+    if asked_drop is not None and not asked_drop >= 0:
+        raise SpecError(f"asked_drop is {asked_drop}: it has to be 0 or more")
+    sign = 1.0 if higher_is_better else -1.0
+    drop = sign * (baseline.value - artifact.value)
+    before, after = baseline.per_sample, artifact.per_sample
+    if before is None or after is None:
+        return Comparison(
+            drop, None, None, None, "none", None, "a metric of the whole has no interval and no test"
+        )
+    if len(before) != len(after) or baseline.order != artifact.order:
+        note = "no paired test: the loader gave other samples the second time, or shuffled them"
+        return Comparison(drop, None, None, None, "none", None, note)
+    if _is_binary(before) and _is_binary(after):
+        return _compare_binary(sign * (before - after), asked_drop)
+    return _compare_means(sign * (before - after), asked_drop)
+
+
+def to_device(batch: Batch, device: str) -> Batch:
+    """The batch with everything in it that can move on ``device``, through tuples, lists and mappings."""
+    if hasattr(batch, "to"):  # tensors, packed sequences, tokenizers' encodings
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(value, device) for value in batch))
+    if isinstance(batch, tuple | list):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards each module has the mode it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _compare_binary(lost: NDArray[np.float64], asked: float | None) -> Comparison:
+    pairs = Discordance(int((lost > 0).sum()), int((lost < 0).sum()), len(lost))
+    low, high = tango(pairs)
+    note = ""
+    resolution = discordant_resolution(pairs)
+    if asked is not None and resolution > asked:
+        discordance = (pairs.lost + pairs.gained) / pairs.n
+        note = _too_small(pairs.n, resolution, asked, needed_pairs(asked, discordance) if asked else None)
+    return Comparison(float(lost.mean()), low, high, mcnemar(pairs), "mcnemar", resolution, note)
+
+
+def _compare_means(lost: NDArray[np.float64], asked: float | None) -> Comparison:
+    drop = float(lost.mean())
+    if len(lost) < 2:
+        return Comparison(drop, None, None, None, "none", None, "one sample has no interval and no test")
+    low, high, p_value = bootstrap(lost)
+    resolution = mean_resolution(lost)
+    note = ""
+    if asked is not None and resolution > asked:
+        note = _too_small(
+            len(lost), resolution, asked, len(lost) * (resolution / asked) ** 2 if asked else None
+        )
+    return Comparison(drop, low, high, p_value, "bootstrap", resolution, note)
+
+
+def _too_small(n: int, resolution: float, asked: float, needed: float | None) -> str:
+    more = f"; about {needed:,.0f} samples would" if needed else ""
+    return f"{n:,} samples cannot tell a drop of {asked:g} from none, only {resolution:.2g} and more{more}"
+
+
+def _score(values: NDArray[np.float64], order: int) -> Score:
+    value, n = float(values.mean()), len(values)
+    if _is_binary(values):
+        low, high = wilson(int(values.sum()), n)
+        return Score(value, low, high, n, "wilson", values, order)
+    if n < 2:
+        return Score(value, None, None, n, "one sample", values, order)
+    low, high, _ = bootstrap(values)
+    return Score(value, low, high, n, "bootstrap", values, order)
+
+
+def _is_binary(values: NDArray[np.float64]) -> bool:
+    return bool(((values == 0) | (values == 1)).all())
+
+
+def _call(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except Exception as error:
+        raise TaskError(f"{what} failed: {type(error).__name__}: {error}") from error
+
+
+def _per_sample(values: Any, batch: Batch, where: str) -> NDArray[np.float64]:
+    try:
+        tensor = torch.as_tensor(values).detach().to("cpu", torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TaskError(
+            f"{where}: score returned a {type(values).__name__}, not a tensor of numbers"
+        ) from error
+    sizes = set(_lengths(batch))
+    if tensor.ndim != 1 or (sizes and len(tensor) not in sizes):
+        wanted = " or ".join(f"({size},)" for size in sorted(sizes)) or "(n,)"
+        raise TaskError(
+            f"{where}: score returned shape {tuple(tensor.shape)}; it has to be {wanted}: "
+            "one number for each sample of the batch, not their mean"
+        )
+    bad = int((~torch.isfinite(tensor)).sum())
+    if bad:
+        raise TaskError(
+            f"{where}: {bad} of {len(tensor)} scores are NaN or infinite; check the model's outputs"
+        )
+    array: NDArray[np.float64] = tensor.numpy()
+    return array
+
+
+def _finite(value: Any, task: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TaskError(f"task {task!r}: metric returned {value!r}, not one number") from error
+    if not isfinite(number):
+        raise TaskError(f"task {task!r}: metric is {number}; check the model's outputs")
+    return number
+
+
+def _tensors(batch: Batch) -> Iterator[torch.Tensor | NDArray[Any]]:
+    if isinstance(batch, torch.Tensor | np.ndarray):
+        yield batch
+    elif isinstance(batch, Mapping):
+        yield from chain.from_iterable(map(_tensors, batch.values()))
+    elif isinstance(batch, tuple | list):
+        yield from chain.from_iterable(map(_tensors, batch))
+
+
+def _lengths(batch: Batch) -> Iterator[int]:
+    """Every length that may be the number of samples: of tensors, and of lists of samples."""
+    if isinstance(batch, tuple | list):
+        yield len(batch)
+        for one in batch:
+            if isinstance(one, tuple | list):
+                yield len(one)
+    yield from (one.shape[0] for one in _tensors(batch) if one.ndim)
+
+
+def _fingerprint(batch: Batch, before: int) -> int:
+    """A checksum over up to 2,047 elements of each tensor: enough to notice another order."""
+    for one in _tensors(batch):
+        if isinstance(one, torch.Tensor) and (one.layout is not torch.strided or one.is_nested):
+            continue
+        flat = one.reshape(-1)
+        sample = flat[:: max(1, len(flat) // 1024)]
+        if isinstance(sample, torch.Tensor):
+            sample = sample.detach().cpu().contiguous().view(torch.uint8).numpy()
+        if sample.dtype != object:
+            before = crc32(sample.tobytes(), before)
+    return before

@@ -1,0 +1,17 @@
+"""What a model takes before compression; what a file takes is in its ledger."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def dense_bytes(model: nn.Module) -> int:
+    """Bytes of every parameter and persistent buffer, uncompressed; tied tensors count once.
+
+    >>> dense_bytes(nn.Linear(10, 5))
+    220
+    """
+    tensors = (one for one in model.state_dict().values() if isinstance(one, torch.Tensor))
+    distinct = {(one.data_ptr(), one.dtype, one.shape, one.stride()): one for one in tensors if one.numel()}
+    return sum(one.numel() * one.element_size() for one in distinct.values())
