@@ -47,11 +47,12 @@ def progress() -> Iterator[Progress]:
     if not on_terminal():
         yield _plain_progress()
         return
+    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(),
                TextColumn("{task.fields[note]}", markup=False))  # fmt: skip
-    with Progress(*columns, transient=True) as bars:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         bar = bars.add_task("", total=None, note="")
         current = ""
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tersor.cli import console
 
-_HOW = ("bits", "clusters", "max_error", "lossless")
+if TYPE_CHECKING:
+    from tersor.pipeline.pack import PackReport
+    from tersor.report import Table
+
 _IN = click.Path(exists=True, dir_okay=False, path_type=Path)
 _OUT = click.Path(dir_okay=False, path_type=Path)
 
@@ -21,12 +24,12 @@ _OUT = click.Path(dir_okay=False, path_type=Path)
 @click.option("--bits", type=click.IntRange(1, 16), help="At most 2^N levels a tensor.")
 @click.option("--clusters", type=click.IntRange(1, 65536), help="At most K levels a tensor.")
 @click.option("--max-error", type=click.FloatRange(0, min_open=True), help="No weight further off than E.")
-@click.option("--lossless", is_flag=True, help="Every bit comes back.")
+@click.option("--lossless", is_flag=True, help="Every bit comes back; so without the three.")
 @click.option("--include", multiple=True, metavar="PATTERN",
               help="Only these tensors (glob or re:...); others are kept losslessly.")  # fmt: skip
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Keep these losslessly.")
-@click.option("--speed", type=click.Choice(["fast", "balanced", "small"]), default="small", show_default=True,
-              help="How fast the file has to be to read.")  # fmt: skip
+@click.option("--speed", type=click.Choice(["fast", "balanced", "small"]), default="balanced",
+              show_default=True, help="How fast the file has to be to read.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="What was packed as JSON on stdout.")
 def pack(source: Path, out: Path, as_json: bool, **options: Any) -> None:
     """Pack the weights of a .safetensors file, without a task.
@@ -34,18 +37,40 @@ def pack(source: Path, out: Path, as_json: bool, **options: Any) -> None:
     IN.safetensors may be the model.safetensors.index.json of a sharded checkpoint. Takes one of --bits,
     --clusters, --max-error and --lossless.
     """
-    given = [name for name in _HOW if options[name] not in (None, False)]
-    if len(given) != 1:
-        named = " and ".join(f"--{name.replace('_', '-')}" for name in given) or "none"
-        raise click.UsageError(f"give one of --bits, --clusters, --max-error and --lossless, not {named}")
     with console.json_alone(as_json) as emit:
         import tersor
         from tersor.report import format_bytes
 
         with console.progress() as progress:
             report = tersor.pack(source, out, **options, progress=progress)
-        console.say(f"wrote {out}: {format_bytes(out.stat().st_size)}")
-        emit({"out": str(out), **asdict(report)})
+        size = report.ledger.file_bytes
+        console.show(_table(report))
+        console.say(
+            f"wrote {out}: {format_bytes(size)} of {format_bytes(report.source_bytes)}, "
+            f"{report.source_bytes / size:.1f}x, in {report.seconds:.1f} s"
+        )
+        emit({"out": str(out), "size_bytes": size, **asdict(report)})
+
+
+def _table(report: PackReport) -> Table:
+    from tersor.report import Table, format_number, format_shape, printable
+
+    sizes = {row.name: row.size_bytes for row in report.ledger.rows}
+    rows = tuple(
+        (
+            printable(row.name),
+            format_shape(row.shape),
+            row.dtype,
+            f"{row.action} ({row.reason})" if row.reason else row.action,
+            format_number(row.relative_error) if row.relative_error else "-",
+            format_number(row.max_error) if row.max_error else "-",
+            f"{row.source_bytes:,}",
+            f"{sizes[row.name]:,}",
+        )
+        for row in report.rows
+    )
+    columns = ("tensor", "shape", "dtype", "action", "relative error", "max error", "source bytes", "bytes")
+    return Table("packed", columns, rows, left=4)
 
 
 @click.command()
@@ -59,7 +84,6 @@ def unpack(source: Path, out: Path, as_json: bool) -> None:
         from tersor.report import format_bytes
 
         with console.progress() as progress:
-            tersor.unpack(source, out, progress=progress)
-        size = out.stat().st_size
+            size = tersor.unpack(source, out, progress=progress)
         console.say(f"wrote {out}: {format_bytes(size)}")
         emit({"out": str(out), "size_bytes": size})

@@ -1,6 +1,6 @@
 """Measured numbers as tables for people."""
 
-from tersor.report.figures import format_bytes, format_number, format_share, printable
+from tersor.report.figures import format_bytes, format_number, format_shape, format_share, printable
 from tersor.report.model import ModelLayer, model_layers
 from tersor.report.render import as_lines, as_rich
 from tersor.report.tables import (
@@ -20,6 +20,7 @@ __all__ = [
     "as_rich",
     "format_bytes",
     "format_number",
+    "format_shape",
     "format_share",
     "layer_table",
     "ledger_table",

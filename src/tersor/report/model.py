@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain
-from math import prod
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -35,30 +33,31 @@ def model_layers(model: nn.Module) -> tuple[ModelLayer, ...]:
     [('0', 8)]
     """
     stored = model.state_dict(keep_vars=True)
-    first: dict[int, str] = {}
+    first: dict[object, str] = {}
     layers = []
     for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
         parameters = dict(module.named_parameters(recurse=False, remove_duplicate=False))
         buffers = dict(module.named_buffers(recurse=False, remove_duplicate=False))
-        prefix = f"{path}." if path else ""
-        own = {
-            name: one for name, one in chain(parameters.items(), buffers.items()) if prefix + name in stored
-        }
+        own = {name: one for name, one in (parameters | buffers).items() if prefix + name in stored}
         if not own:
             continue
-        new = {
-            name: one
-            for name, one in own.items()
-            if first.setdefault(id(one), prefix + name) == prefix + name
-        }
+        home = {name: first.setdefault(_memory(one), prefix + name) for name, one in own.items()}
+        new = {name: one for name, one in own.items() if home[name] == prefix + name}
         layers.append(
             ModelLayer(
                 name=path or "(model)",
                 kind=type(module).__name__,
                 shapes=tuple((name, tuple(one.shape)) for name, one in own.items()),
-                tied=tuple((name, first[id(one)]) for name, one in own.items() if name not in new),
-                parameters=sum(prod(one.shape) for name, one in new.items() if name in parameters),
-                size_bytes=sum(prod(one.shape) * one.element_size() for one in new.values()),
+                tied=tuple((name, home[name]) for name in own if name not in new),
+                parameters=sum(one.numel() for name, one in new.items() if name in parameters),
+                size_bytes=sum(one.numel() * one.element_size() for one in new.values()),
             )
         )
     return tuple(layers)
+
+
+def _memory(tensor: Tensor) -> object:
+    if not tensor.numel():
+        return id(tensor)
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()

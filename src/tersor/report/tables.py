@@ -42,8 +42,8 @@ class PlannedRow(Protocol):
         ...
 
     @property
-    def applied(self) -> bool:
-        """False where the step skips it."""
+    def action(self) -> str:
+        """``apply`` or ``skip``."""
         ...
 
     @property
@@ -149,7 +149,7 @@ def plan_table(rows: Sequence[PlannedRow], predicted_bytes: int, dense_bytes: in
         (
             row.step,
             printable(row.tensor),
-            "apply" if row.applied else "skip",
+            row.action,
             printable(row.detail),
             "-" if row.predicted_bytes is None else f"{row.predicted_bytes:,}",
         )
