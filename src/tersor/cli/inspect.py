@@ -21,12 +21,12 @@ def inspect(target: str, as_json: bool) -> None:
     TASK (file.py:function), the model's layers with shapes, parameters and bytes.
     """
     path = Path(target)
-    if path.suffix == ".py" or not (path.exists() or ":" in target):
+    if path.suffix == ".py" or not (path.is_file() or ":" in target):
         raise click.BadParameter(
             f"{target!r} is neither a file nor a task (file.py:function)", param_hint="'FILE|TASK'"
         )
     with console.json_alone(as_json) as emit:
-        emit(_file(path) if path.exists() else _task(target))
+        emit(_file(path) if path.is_file() else _task(target))
 
 
 def _file(path: Path) -> dict[str, Any]:

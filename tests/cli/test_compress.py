@@ -1,0 +1,207 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import tersor
+from tersor import errors
+from tersor.cli.app import run
+from tersor.recipe import load_recipe
+
+# A prefix of the presets' training that a test can wait for.
+SHORT = {
+    "deep-compression": ["--set", "prune.train.epochs=2", "--set", "cluster.train.epochs=1"],
+    "cluster-tune": ["--set", "cluster.train.epochs=1"],
+}
+
+
+@pytest.fixture
+def compress(task_file, tmp_path):
+    def use(*arguments, out="out"):
+        return run(["compress", f"{task_file}:make", "-o", str(tmp_path / out), *arguments])
+
+    return use
+
+
+@pytest.fixture
+def faked(monkeypatch):
+    """Put a function in the place of ``tersor.compress``."""
+    return lambda function: monkeypatch.setitem(vars(tersor), "compress", function)
+
+
+@pytest.mark.parametrize("preset", ["cluster", "entropy", "cluster-tune", "deep-compression"])
+def test_each_preset_gives_a_measured_file(compress, tmp_path, capfd, preset):
+    assert compress("-r", preset, "--json", *SHORT.get(preset, [])) == 0
+    out, err = capfd.readouterr()
+    result = json.loads(out)
+    folder = tmp_path / "out"
+    assert sorted(one.name for one in folder.iterdir()) == ["model.tersor", "recipe.yaml", "result.json"]
+    size = (folder / "model.tersor").stat().st_size
+    assert result["size_bytes"] == size and sum(row["size_bytes"] for row in result["ledger"]) == size
+    assert result["out"] == str(folder)
+    assert json.loads((folder / "result.json").read_text()) == {k: v for k, v in result.items() if k != "out"}
+    assert load_recipe(folder / "recipe.yaml").name == preset
+    assert result["artifact"]["value"] >= 0.8
+    assert "this goes to stderr" in err and "baseline" in err and "artifact" in err and "model.tersor" in err
+
+
+def test_without_json_stdout_has_only_what_the_task_prints(compress, capfd):
+    assert compress("-r", "cluster") == 0
+    out, err = capfd.readouterr()
+    assert out == "this goes to stderr when --json is given\n" and "95 % interval" in err
+
+
+def test_set_changes_the_recipe(compress, tmp_path, capfd):
+    assert compress("-r", "cluster", "--set", "cluster.bits=1", "--json") == 0
+    layers = {layer["name"]: layer for layer in json.loads(capfd.readouterr().out)["layers"]}
+    assert layers["0.weight"]["levels"] == 2
+    assert load_recipe(tmp_path / "out" / "recipe.yaml").steps[0].bits == 1
+
+
+def test_same_seed_same_bytes_and_the_earlier_result_is_replaced(compress, tmp_path):
+    path = tmp_path / "out" / "model.tersor"
+    arguments = ["-r", "cluster-tune", *SHORT["cluster-tune"], "--seed"]
+    assert compress(*arguments, "3") == 0
+    first = path.read_bytes()
+    assert compress("-r", "cluster") == 0
+    assert path.read_bytes() != first
+    assert compress(*arguments, "3") == 0
+    assert path.read_bytes() == first
+
+
+def test_a_dry_run_says_what_it_would_do_and_writes_nothing(compress, tmp_path, capfd):
+    assert compress("-r", "deep-compression", "--dry-run", "--json") == 0
+    out, err = capfd.readouterr()
+    plan = json.loads(out)
+    actions = {(row["step"], row["tensor"]): row["action"] for row in plan["rows"]}
+    assert actions["prune", "0.weight"] == "apply" and actions["cluster", "0.bias"] == "skip"
+    assert all(row["detail"] for row in plan["rows"] if row["action"] == "skip")
+    assert 0 < plan["predicted_bytes"] < plan["dense_bytes"]
+    assert "estimate" in err and "0.bias" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_other_files_is_refused(compress, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years")
+    assert compress("-r", "cluster") == 2
+    assert "thesis.tex" in capsys.readouterr().err
+    assert [one.name for one in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_in_the_place_of_the_folder(compress, tmp_path, capsys):
+    (tmp_path / "out").write_text("x")
+    assert compress("-r", "cluster") == 2
+    assert compress("-r", "cluster", out="out/below") == 1
+    assert len(capsys.readouterr().err.splitlines()[-1]) < 200
+    assert (tmp_path / "out").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["-r", "clustre"], 2, "Did you mean 'cluster'"),
+        (["-r", "cluster", "--set", "cluster.bitz=3"], 2, "Did you mean 'bits'"),
+        (["-r", "cluster", "--set", "cluster.targets=['no.such']"], 2, "no.such"),
+        (["-r", "cluster", "--device", "quantum"], 2, "'quantum' is not usable here"),
+        (["-r", "cluster", "--seed", "-1"], 2, "--seed"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_written(
+    compress, tmp_path, capfd, arguments, code, message
+):
+    assert compress(*arguments, "--json") == code
+    out, err = capfd.readouterr()
+    assert out == "" and message in err and "Traceback" not in err
+    assert not (tmp_path / "out" / "model.tersor").exists()
+
+
+def test_a_task_that_is_none(tmp_path, capfd):
+    for reference in ("nowhere", "nowhere.py:make", "json:make"):
+        assert run(["compress", reference, "-o", str(tmp_path / "out"), "--json"]) == 1
+        out, err = capfd.readouterr()
+        assert out == "" and err.startswith(f"error: {reference}: ") and len(err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(errors.BudgetError("over by 3 points"), 3), (errors.VerificationError("differs"), 5)]
+)
+def test_exit_codes_of_the_run(compress, faked, capfd, error, code):
+    def fail(*arguments, **options):
+        raise error
+
+    faked(fail)
+    assert compress("-r", "cluster", "--json") == code
+    out, err = capfd.readouterr()
+    assert out == "" and err.endswith(f"error: {error}\n")
+
+
+def test_what_the_command_hands_on(compress, faked, tmp_path):
+    seen = {}
+
+    def take(task, recipe, **options):
+        seen.update(options, task=task, recipe=recipe)
+        raise errors.BudgetError("enough")
+
+    faked(take)
+    assert compress("-r", "cluster", "--seed", "7") == 3
+    assert seen.pop("progress") and seen.pop("task").name == "tiny"
+    assert seen == {"recipe": load_recipe("cluster"), "out": tmp_path / "out", "seed": 7, "device": "cpu"}
+
+
+def start(task_file, out, *arguments):
+    command = [
+        sys.executable,
+        "-m",
+        "tersor.cli",
+        "compress",
+        f"{task_file}:make",
+        "-o",
+        str(out),
+        *arguments,
+    ]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+
+
+def test_ctrl_c_leaves_the_last_good_files(compress, task_file, tmp_path):
+    assert compress("-r", "cluster") == 0
+    before = {one.name: one.read_bytes() for one in (tmp_path / "out").iterdir()}
+    running = start(
+        task_file, tmp_path / "out", "-r", "cluster-tune", "--set", "cluster.train.epochs=1e6", "--json"
+    )
+    seen = ""
+    while "train" not in seen and "cluster" not in seen:
+        line = running.stderr.readline()
+        assert line, f"ended before it trained: {seen}"
+        seen += line
+    time.sleep(0.5)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=30)
+    assert running.returncode == 130, err
+    assert out == "" and err.splitlines()[-1].startswith("interrupted") and "Traceback" not in err
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in before} == before
+    assert compress("-r", "cluster") == 0
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_last_good_files(compress, task_file, tmp_path):
+    resource = pytest.importorskip("resource")
+    assert compress("-r", "cluster") == 0
+    before = {one.name: one.read_bytes() for one in (tmp_path / "out").iterdir()}
+    arguments = ["compress", f"{task_file}:make", "-o", str(tmp_path / "out"), "-r", "cluster", "--seed", "1"]
+    # No file may pass 64 bytes once everything is imported: writing fails as on a full disk.
+    code = (
+        "import resource, sys, tersor; from tersor.cli.app import run; tersor.compress; "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64)); sys.exit(run({arguments!r}))"
+    )
+    assert resource
+    done = subprocess.run([sys.executable, "-B", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in before} == before

@@ -1,0 +1,147 @@
+"""inspect, evaluate, pack and unpack, on real files."""
+
+import json
+
+import pytest
+
+from tersor.cli.app import run
+
+
+def data(capfd, *arguments):
+    assert run([*map(str, arguments), "--json"]) == 0
+    return json.loads(capfd.readouterr().out)
+
+
+@pytest.fixture
+def packed(task_file, tmp_path):
+    assert run(["compress", f"{task_file}:make", "-r", "cluster", "-o", str(tmp_path / "out")]) == 0
+    return tmp_path / "out" / "model.tersor"
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    path = tmp_path / "model.safetensors"
+    save_file({"fc.weight": torch.randn(64, 32), "fc.bias": torch.randn(64), "step": torch.tensor(7)}, path)
+    return path
+
+
+def test_the_ledger_of_a_file_adds_up(packed, capfd):
+    seen = data(capfd, "inspect", packed)
+    assert sum(row["size_bytes"] for row in seen["rows"]) == seen["size_bytes"] == packed.stat().st_size
+    assert all(sum(row["parts"].values()) == row["size_bytes"] for row in seen["rows"])
+    assert {"0.weight", "0.bias", "2.weight", "2.bias"} <= {row["name"] for row in seen["rows"]}
+    assert run(["inspect", str(packed)]) == 0
+    out, err = capfd.readouterr()
+    assert out == "" and f"{packed.stat().st_size:,} B" in err
+
+
+def test_the_layers_of_a_task(task_file, capfd):
+    seen = data(capfd, "inspect", f"{task_file}:make")
+    assert [layer["name"] for layer in seen["layers"]] == ["0", "2"]
+    assert seen["layers"][0]["shapes"] == {"weight": [16, 8], "bias": [16]}
+    assert seen["parameters"] == 8 * 16 + 16 + 16 * 4 + 4 and seen["size_bytes"] == 4 * seen["parameters"]
+
+
+def test_the_score_of_a_file_is_that_of_the_result(packed, task_file, capfd):
+    seen = data(capfd, "evaluate", f"{task_file}:make", packed)
+    result = json.loads((packed.parent / "result.json").read_text())
+    assert seen["size_bytes"] == packed.stat().st_size
+    assert seen["score"] == {key: result["artifact"][key] for key in seen["score"]}
+    assert run(["evaluate", f"{task_file}:make", str(packed)]) == 0
+    assert "score " in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["inspect", "evaluate", "unpack"])
+def test_a_file_that_is_not_ours(command, task_file, tmp_path, capfd):
+    other = tmp_path / "photo.jpg"
+    other.write_bytes(b"\xff\xd8\xff\xe0" + bytes(100))
+    arguments = {
+        "inspect": [str(other)],
+        "evaluate": [f"{task_file}:make", str(other)],
+        "unpack": [str(other), "-o", str(tmp_path / "x.safetensors")],
+    }[command]
+    assert run([command, *arguments, "--json"]) == 1
+    out, err = capfd.readouterr()
+    last = err.splitlines()[-1]
+    assert out == "" and last.startswith(f"error: {other}") and "not a .tersor file" in last
+    assert last.count(str(other)) == 1
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_a_file_of_another_model(task_file, checkpoint, tmp_path, capfd):
+    data(capfd, "pack", checkpoint, "-o", tmp_path / "other.tersor")
+    assert run(["evaluate", f"{task_file}:make", str(tmp_path / "other.tersor")]) == 5
+
+
+@pytest.mark.parametrize("target", ["nowhere", "nowhere.tersor", "task.py", "."])
+def test_a_target_that_is_neither(target, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "task.py").write_text("x = 1")
+    assert run(["inspect", target]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_lossless_there_and_back(checkpoint, tmp_path, capfd):
+    import torch
+    from safetensors.torch import load_file
+
+    seen = data(capfd, "pack", checkpoint, "-o", tmp_path / "a.tersor", "--lossless")
+    assert seen["size_bytes"] == (tmp_path / "a.tersor").stat().st_size
+    back = data(capfd, "unpack", tmp_path / "a.tersor", "-o", tmp_path / "b.safetensors")
+    assert back["size_bytes"] == (tmp_path / "b.safetensors").stat().st_size
+    before, after = load_file(checkpoint), load_file(tmp_path / "b.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("flags", "levels"), [(["--bits", "3"], 8), (["--clusters", "5"], 5), (["--max-error", "0.5"], None)]
+)
+def test_pack_with_loss(checkpoint, tmp_path, capfd, flags, levels):
+    seen = data(capfd, "pack", checkpoint, "-o", tmp_path / "a.tersor", *flags)
+    rows = {row["name"]: row for row in seen["ledger"]["rows"]}
+    errors = {row["name"]: row["max_error"] for row in seen["rows"]}
+    if levels:
+        assert rows["fc.weight"]["levels"] == levels
+    else:
+        assert errors["fc.weight"] <= 0.5
+    assert errors["fc.bias"] == 0
+    assert seen["size_bytes"] < checkpoint.stat().st_size / 3
+
+
+def test_patterns_choose(checkpoint, tmp_path, capfd):
+    seen = data(capfd, "pack", checkpoint, "-o", tmp_path / "a.tersor", "--bits", 2, "--exclude", "fc.*")
+    assert {row["action"] for row in seen["rows"]} == {"lossless"}
+    assert (
+        run(["pack", str(checkpoint), "-o", str(tmp_path / "a.tersor"), "--bits", "2", "--exclude", "gc.*"])
+        == 2
+    )
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--bits", "3", "--lossless"],
+        ["--bits", "17"],
+        ["--max-error", "0"],
+        ["--max-error", "nan"],
+        ["--speed", "x"],
+    ],
+)
+def test_pack_asked_wrongly(checkpoint, tmp_path, capfd, flags):
+    assert run(["pack", str(checkpoint), "-o", str(tmp_path / "a.tersor"), *flags, "--json"]) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and "rror: " in err and "Traceback" not in err
+    assert not (tmp_path / "a.tersor").exists()
+
+
+def test_pack_of_what_is_no_checkpoint(tmp_path, capfd):
+    path = tmp_path / "notes.safetensors"
+    path.write_text("not tensors")
+    assert run(["pack", str(path), "-o", str(tmp_path / "a.tersor"), "--bits", "4"]) == 1
+    assert capfd.readouterr().err.splitlines()[-1].startswith("error: ")
+    assert run(["pack", str(tmp_path / "none.safetensors"), "-o", str(tmp_path / "a.tersor")]) == 2
+    assert not (tmp_path / "a.tersor").exists()
