@@ -44,8 +44,8 @@ def lloyd_levels(points: Points, start: F64, *, hold_zero: bool, iterations: int
         points, _ = with_zero(points)
         start = start.copy()
         start[np.argmin(np.abs(start))] = 0.0
-    levels, _ = refine(points.values, points.weight, points.moment, start, hold_zero, iterations, 0.0)
-    return np.asarray(levels)
+    columns = points.values, points.weight, points.moment
+    return np.asarray(refine(*columns, start, hold_zero, iterations, 0.0))
 
 
 @njit(cache=True, nogil=True)

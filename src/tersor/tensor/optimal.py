@@ -40,7 +40,7 @@ def optimal_levels(points: Points, k: int, *, hold_zero: bool, exact: bool = Fal
         limit = min(max(CANDIDATES_PER_LEVEL * k, MIN_CANDIDATES), max(MAX_CANDIDATES, 16 * k))
     levels = solve(*columns, k, zero, limit)
     if not exact:
-        levels, _ = refine(*columns, levels, zero >= 0, REFINEMENTS, 1e-7)
+        levels = refine(*columns, levels, zero >= 0, REFINEMENTS, 1e-7)
     return np.asarray(levels)
 
 
@@ -51,15 +51,11 @@ def solve(values, weight, moment, k, zero, limit):  # type: ignore[no-untyped-de
     ``zero`` is the index of the point at 0 whose run is held there, or -1. More than k points.
     """
     center = moment.sum() / weight.sum() if zero < 0 else 0.0
-    mass = np.zeros(len(values) + 1)
-    pull = np.zeros(len(values) + 1)
-    mass[1:] = np.cumsum(weight)
-    pull[1:] = np.cumsum(moment - center * weight)
-    spread = ((moment - center * weight) ** 2 / np.maximum(weight, 1e-300)).sum()
+    mass, pull, spread = prefix_sums(weight, moment, center)
     price = 5 * spread / np.float64(k) ** 3  # of a Gaussian, within a small factor for others
-    edges = _candidates(values, weight, zero, limit)
+    edges = candidates(values, weight, zero, limit)
     if len(edges) > 8 * max(k, 512):
-        few = _candidates(values, weight, zero, len(edges) // 8)
+        few = candidates(values, weight, zero, len(edges) // 8)
         _, price = _cut(mass[few], pull[few], k, _place(few, zero), price, max(1, k // 64))
     slack = 0 if len(edges) > len(values) else k // 64
     path, _ = _cut(mass[edges], pull[edges], k, _place(edges, zero), price, slack)
@@ -78,13 +74,9 @@ def solve(values, weight, moment, k, zero, limit):  # type: ignore[no-untyped-de
 def refine(values, weight, moment, levels, hold_zero, iterations, gain):  # type: ignore[no-untyped-def]
     """Lloyd's iterations on sorted points, until nothing moves or the error falls by less than ``gain``.
 
-    Returns the values that have members (and a held 0), and the first point of each.
+    Returns the values that have members, and a held 0.
     """
-    mass = np.zeros(len(values) + 1)
-    pull = np.zeros(len(values) + 1)
-    mass[1:] = np.cumsum(weight)
-    pull[1:] = np.cumsum(moment)
-    total = (moment**2 / np.maximum(weight, 1e-300)).sum()
+    mass, pull, total = prefix_sums(weight, moment, 0.0)
     levels = levels.copy()
     starts = np.zeros(len(levels) + 1, np.int64)
     starts[-1] = len(values)
@@ -105,14 +97,31 @@ def refine(values, weight, moment, levels, hold_zero, iterations, gain):  # type
                 explained += pulled * pulled / inside
         if not moved or explained - before < gain * (total - explained):
             break
-    used = starts[1:] > starts[:-1]
-    if hold_zero:
-        used |= levels == 0
-    return levels[used], starts[:-1][used]
+    found = 0
+    for i in range(len(levels)):
+        if starts[i + 1] > starts[i] or (hold_zero and levels[i] == 0):
+            levels[found] = levels[i]
+            found += 1
+    return levels[:found]
 
 
 @njit(cache=True, nogil=True)
-def _candidates(values, weight, zero, limit):  # type: ignore[no-untyped-def]
+def prefix_sums(weight, moment, center):  # type: ignore[no-untyped-def]
+    """Sums of the points before each border, moments about ``center``; and all points' sum of squares."""
+    mass = np.zeros(len(weight) + 1)
+    pull = np.zeros(len(weight) + 1)
+    spread = 0.0
+    for i in range(len(weight)):
+        moved = moment[i] - center * weight[i]
+        mass[i + 1] = mass[i] + weight[i]
+        pull[i + 1] = pull[i] + moved
+        if weight[i] > 0:
+            spread += moved * moved / weight[i]
+    return mass, pull, spread
+
+
+@njit(cache=True, nogil=True)
+def candidates(values, weight, zero, limit):  # type: ignore[no-untyped-def]
     """Borders between points (0 ... n), more of them where the integral of density^(1/3) rises faster."""
     n = len(values)
     if n <= limit:
