@@ -12,7 +12,7 @@ from tersor.tensor.groups import PER_TENSOR, Granularity, group_count
 
 HEAD = b"\x89TSR\x01"  # a byte that is not ASCII (text-mode transfers spoil it), the name, the version
 TAIL_BYTES = 8
-TINY_BYTES = 1 << 16  # up to here one checksum over the file is cheaper than one for each chunk
+TINY_BYTES = 1 << 18  # up to here one checksum over the file is cheaper than one for each chunk
 
 MAX_NAME_BYTES = (1 << 16) - 1
 MAX_INDEX_BYTES = 1 << 28

@@ -1,0 +1,66 @@
+"""Files that were made to hurt: each is refused for its own reason, quickly and in little memory."""
+
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from tersor.artifact.io import Reader
+from tersor.errors import FormatError
+
+FOLDER = Path(__file__).parents[1] / "hostile"
+REASONS = {
+    "alias_named_like_a_tensor": "twice",
+    "alias_of_nothing": "the tensor of an alias is 5",
+    "aliases_empty": "there, and empty",
+    "aliases_out_of_order": "out of order",
+    "attachment_bomb": "past the limit",
+    "bytes_between": "1 bytes of payload, where the index lists 0",
+    "center_not_needed": "center",
+    "codes_of_integers": "not floating",
+    "count_beyond_the_index": "too early",
+    "dtype_unknown": "dtype 31",
+    "form_unknown": "form 7",
+    "group_bomb": "past the limit",
+    "head_alone": "cut off",
+    "index_beyond_the_file": "does not fit",
+    "later_version": "version 2",
+    "left_over": "left over",
+    "memory_bomb": "past the limit",
+    "method_of_nothing": "nothing is to be told",
+    "method_unknown": "method",
+    "name_beyond_the_index": "too early",
+    "name_not_utf8": "not UTF-8",
+    "name_shares_more": "shares more",
+    "name_shares_too_much": "the shared start of a name is 9",
+    "name_twice": "twice",
+    "payload_beyond_the_file": "the index lists 16",
+    "payload_missing": "payload_missing.tersor: a: ",
+    "payload_sizes_overflow": "the index lists",
+    "pickle": "not a .tersor file",
+    "points_empty": "there, and empty",
+    "shape_overflows": "a dimension is",
+    "too_many_dimensions": "the dimensions is 65",
+    "too_many_weights": "too many weights",
+    "unknown_feature": "features 0x10",
+    "varint_too_long": "more bytes than it takes",
+    "varint_without_end": "does not end",
+    "zip": "not a .tersor file",
+}
+
+
+def test_every_hostile_file_has_a_reason():
+    assert sorted(REASONS) == sorted(path.stem for path in FOLDER.glob("*.tersor"))
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_a_hostile_file_is_refused(name):
+    tracemalloc.start()
+    try:
+        with pytest.raises(FormatError, match=REASONS[name]), Reader(FOLDER / f"{name}.tersor") as reader:
+            reader.ledger()
+            list(reader.items())
+            assert reader.attachments is None
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
