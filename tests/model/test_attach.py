@@ -258,13 +258,13 @@ def test_what_does_not_fit_is_refused() -> None:
     storage = weight(model)
     with pytest.raises(TensorError, match=r"0.weight has shape \(12, 9\), its mask \(2, 2\)"):
         attach_mask(model, storage, np.ones((2, 2), np.bool_))
-    with pytest.raises(TargetError, match="0.weight belongs to another model"):
+    with pytest.raises(TargetError, match=r"0.weight belongs to another model"):
         attach_mask(deepcopy(model), storage, np.ones((12, 9), np.bool_))
     unaware = cluster_tensor(storage.dense(), Cluster(bits=4))
     prune(model, storage)
     with pytest.raises(TensorError, match="pruned weights would get a value"):
         attach_codebook(model, storage, unaware)
-    with pytest.raises(TensorError, match="0.weight: the codebook is for"):
+    with pytest.raises(TensorError, match=r"0.weight: the codebook is for"):
         attach_codebook(model, storage, cluster_tensor(weight(model, "4.weight").dense(), Cluster(bits=2)))
     with pytest.raises(TensorError, match="a codebook is asked for"):
         attach_codebook(model, storage, collect(model).tensors["0.weight"])

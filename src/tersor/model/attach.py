@@ -44,10 +44,10 @@ def attach_mask(model: nn.Module, storage: Storage, mask: Mask) -> None:
     if held is not None and isinstance(held[0], SharedWeight):
         shared = held[0]
         compressed = _with_zeros(collect_one(storage), kept)
-        latent = _originals(held)[-1].detach() if shared.latent else storage.dense()
+        latent = storage.originals()[-1].detach() if shared.latent else storage.dense()
         _attach_shared(storage, compressed, shared.update, latent if shared.latent else None, kept)
         return
-    latent = storage.dense() if held is None else _originals(held)[0].detach()
+    latent = storage.dense() if held is None else storage.originals()[0].detach()
     _bind(storage, MaskedWeight(torch.from_numpy(kept).to(latent.device)), [latent.clone()])
 
 
@@ -124,7 +124,7 @@ def collect_one(storage: Storage) -> CompressedTensor:
     held = storage.parametrization
     if held is not None and isinstance(held[0], SharedWeight):
         with in_context(storage.name), torch.no_grad():
-            return held[0].compressed(*_originals(held))
+            return held[0].compressed(*storage.originals())
     values = storage.dense()
     return raw(values.clone() if held is None else values + 0.0, storage.mask())
 
@@ -167,7 +167,7 @@ def _bind(
         if isinstance(module, nn.RNNBase):
             _serve_flat_weights(module)
     with torch.no_grad():
-        for target, value in zip(_originals(shared), originals, strict=True):
+        for target, value in zip(storage.originals(), originals, strict=True):
             target.data = value.contiguous().clone()
 
 
@@ -183,11 +183,6 @@ def _release(storage: Storage, weight: Tensor) -> None:
         site.module._parameters[site.attribute] = parameter
         if isinstance(site.module, nn.RNNBase):
             site.module._init_flat_weights()
-
-
-def _originals(held: parametrize.ParametrizationList) -> list[nn.Parameter]:
-    names = ["original"] if held.is_tensor else [f"original{at}" for at in range(held.ntensors)]
-    return [getattr(held, name) for name in names]
 
 
 def _own_class(module: nn.Module) -> None:

@@ -79,6 +79,14 @@ class Storage:
         """What our attachment made of it: originals and a mask or shared values; None if it is bare."""
         return attached(self.module, self.attribute)
 
+    def originals(self) -> list[nn.Parameter]:
+        """The parameters behind an attachment: latents and codebooks."""
+        held = self.parametrization
+        if held is None:
+            return []
+        names = ["original"] if held.is_tensor else [f"original{at}" for at in range(held.ntensors)]
+        return [getattr(held, name) for name in names]
+
     def dense(self) -> Tensor:
         """The tensor as the model uses it now, detached; the model's own memory if the storage is bare."""
         with torch.no_grad():

@@ -1,0 +1,267 @@
+"""The one training loop: plain fine-tuning under whatever is attached to the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, astuple, dataclass, field
+from itertools import islice
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tersor.errors import TaskError
+from tersor.progress import Progress, silent
+from tersor.spec import Train
+from tersor.task import Batch, Task
+from tersor.train.checkpoint import interrupt_later, load_checkpoint, save_checkpoint
+from tersor.train.control import Control
+from tersor.train.randomness import Randomness, State
+from tersor.train.schedule import learning_rate
+
+REPORT_STEPS = 20
+SAVE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One pass over the training loader: the mean loss of its steps, its last rate."""
+
+    epoch: int
+    loss: float
+    lr: float
+    seconds: float
+
+
+def fit(
+    model: nn.Module,
+    task: Task,
+    phase: Train,
+    *,
+    seed: int,
+    device: str = "cpu",
+    controls: Sequence[Control] = (),
+    checkpoint: Path | None = None,
+    progress: Progress = silent,
+) -> list[EpochRecord]:
+    """Train what is trainable in ``model``, in place, as ``phase`` says.
+
+    The same seed gives the same weights (one machine, versions, threads): the phase seeds torch, NumPy,
+    ``random`` and the generators held by the loader, and puts all of them back afterwards, as it does
+    with the model's modes and device. ``checkpoint`` is a file to go on from if it is there; it is
+    written once a minute, at the end, and on Ctrl-C between two steps, after which KeyboardInterrupt goes its
+    way. Going on from it, with the model and controls as they were at the beginning of the phase, ends in the
+    same weights as training without a break.
+
+    Raises :class:`TaskError` if the task has no loss or training data, if nothing is trainable,
+    or if the loss becomes NaN or infinite.
+    """
+    loader = _train_loader(task)
+    randomness = Randomness(loader)
+    with randomness.seeded(seed), _in_training(model, device):
+        steps_an_epoch = _count_batches(task, loader)
+        total = max(1, round(phase.epochs * steps_an_epoch))
+        randomness.seed(seed)
+        optimizer = make_optimizer(model, phase)
+        run = _Run(model, optimizer, phase, randomness, checkpoint, identity=[asdict(phase), seed, total])
+        run.load()
+        with interrupt_later() if checkpoint else nullcontext(lambda: False) as interrupted:
+            while run.step < total:
+                epoch, skip = divmod(run.step, steps_an_epoch)
+                end = min((epoch + 1) * steps_an_epoch, total)
+                started = perf_counter()
+                for batch in islice(run.begin_epoch(loader, skip), end - run.step):
+                    for control in controls:
+                        control.on_step_begin(run.step, total)
+                    lr = learning_rate(run.step, total, phase)
+                    run.losses.append(_learn(model, task, phase, optimizer, lr, to_device(batch, device)))
+                    for control in controls:
+                        control.after_step(run.step, total)
+                    run.step += 1
+                    if run.step % REPORT_STEPS == 0:
+                        progress(phase.name, run.step, total, f"loss {run.last_loss():.4g}")
+                    if run.step < end:
+                        run.save_if_due(interrupted())
+                if run.step < end:
+                    raise TaskError(f"task {task.name!r}: the train loader gave {run.step % steps_an_epoch} "
+                                    f"batches in epoch {epoch}, its length is {steps_an_epoch}")  # fmt: skip
+                run.end_epoch(epoch, perf_counter() - started)
+                progress(phase.name, run.step, total, f"epoch {epoch + 1}, loss {run.records[-1].loss:.4g}")
+                if run.step < total:
+                    for control in controls:
+                        control.between_epochs(epoch + 1)
+                run.save_if_due(interrupted(), done=run.step == total)
+    return run.records
+
+
+def _learn(
+    model: nn.Module, task: Task, phase: Train, optimizer: torch.optim.Optimizer, lr: float, batch: Batch
+) -> Tensor:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.zero_grad(set_to_none=True)
+    loss = _loss(task, task.forward(model, batch), batch)
+    torch.autograd.backward(loss)
+    if phase.clip_norm is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), phase.clip_norm)
+    optimizer.step()
+    return loss.detach()
+
+
+def make_optimizer(model: nn.Module, phase: Train) -> torch.optim.Optimizer:
+    """The phase's optimizer over what is trainable now; :class:`TaskError` if nothing is."""
+    trained = [one for one in model.parameters() if one.requires_grad]
+    if not trained:
+        raise TaskError("nothing in the model is trainable: no parameter requires a gradient")
+    fused = all(one.device.type in ("cpu", "cuda") for one in trained)
+    if phase.optimizer == "sgd":
+        return torch.optim.SGD(
+            trained, lr=phase.lr, momentum=phase.momentum, weight_decay=phase.weight_decay, fused=fused
+        )
+    return torch.optim.AdamW(trained, lr=phase.lr, weight_decay=phase.weight_decay, fused=fused)
+
+
+def to_device(batch: Batch, device: str | torch.device) -> Batch:
+    """The batch with every tensor in its tuples, lists and mappings on ``device``."""
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(one, device) for one in batch))
+    if isinstance(batch, tuple | list):
+        return type(batch)(to_device(one, device) for one in batch)
+    if hasattr(batch, "to"):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: to_device(one, device) for key, one in batch.items()}
+    return batch
+
+
+@dataclass
+class _Run:
+    """Where a phase is: what a checkpoint holds, beside the model and the optimizer."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    phase: Train
+    randomness: Randomness
+    path: Path | None
+    identity: list[Any]
+    step: int = 0
+    records: list[EpochRecord] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)
+    epoch_chance: State = field(default_factory=dict)
+    resumed: State = field(default_factory=dict)
+    saved_at: float = field(default_factory=perf_counter)
+
+    def begin_epoch(self, loader: Iterable[Batch], skip: int) -> Iterator[Batch]:
+        """The batches of an epoch from ``skip`` on, drawn as they would have been without a break."""
+        if not skip:
+            self.epoch_chance = self.randomness.state()
+            return iter(loader)
+        self.randomness.set_state(self.epoch_chance)
+        batches = iter(loader)
+        for _ in islice(batches, skip):
+            pass
+        self.randomness.set_state(self.resumed)
+        return batches
+
+    def end_epoch(self, epoch: int, seconds: float) -> None:
+        """Turn the losses since its beginning into the epoch's record."""
+        self.last_loss()
+        mean = float(torch.stack(self.losses).double().mean())
+        lr = learning_rate(self.step - 1, self.identity[-1], self.phase)
+        self.records.append(EpochRecord(epoch, mean, lr, seconds))
+        self.losses.clear()
+
+    def last_loss(self) -> float:
+        """The loss of the last step; all of this epoch's have to be finite."""
+        values = torch.stack(self.losses)
+        finite = torch.isfinite(values)
+        if not bool(finite.all()):
+            at = self.step - len(values) + int((~finite).nonzero()[0])
+            rate = learning_rate(at, self.identity[-1], self.phase)
+            raise TaskError(f"the loss is {float(values[~finite][0])} at step {at} of {self.phase.name!r}, "
+                            f"at a learning rate of {rate:.3g}: lower lr or set clip_norm")  # fmt: skip
+        return float(values[-1])
+
+    def save_if_due(self, interrupted: bool, done: bool = False) -> None:
+        """Save once a minute and at the end; save and stop on Ctrl-C."""
+        due = done or interrupted or perf_counter() - self.saved_at > SAVE_SECONDS
+        if self.path is not None and due:
+            if self.losses:
+                self.last_loss()
+            self.save(self.path)
+        if interrupted:
+            raise KeyboardInterrupt
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint."""
+        state = {
+            "identity": self.identity,
+            "step": self.step,
+            "records": [astuple(one) for one in self.records],
+            "losses": self.losses,
+            "epoch_chance": self.epoch_chance,
+            "chance": self.randomness.state(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        save_checkpoint(path, state)
+        self.saved_at = perf_counter()
+
+    def load(self) -> None:
+        """Go on from the checkpoint, if there is one of this very phase."""
+        if self.path is None or not self.path.exists():
+            return
+        state = load_checkpoint(self.path)
+        if state.get("identity") != self.identity:
+            raise TaskError(f"checkpoint {str(self.path)!r} is of another training phase or seed: "
+                            "delete it to start anew")  # fmt: skip
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+        self.records = [EpochRecord(*one) for one in state["records"]]
+        self.losses = list(state["losses"])
+        self.epoch_chance = state["epoch_chance"]
+        self.resumed = state["chance"]
+        self.randomness.set_state(self.resumed)
+
+
+def _train_loader(task: Task) -> Iterable[Batch]:
+    if task.loss is None:
+        raise TaskError(f"task {task.name!r} has no loss: a step that trains needs loss(output, batch)")
+    if task.train is None:
+        raise TaskError(f"task {task.name!r} has no train loader: a step that trains needs one")
+    return task.train
+
+
+def _count_batches(task: Task, loader: Iterable[Batch]) -> int:
+    batches = len(loader) if isinstance(loader, Sized) else sum(1 for _ in loader)
+    if not batches:
+        raise TaskError(f"task {task.name!r}: the train loader is empty")
+    return batches
+
+
+def _loss(task: Task, output: Any, batch: Batch) -> Tensor:
+    assert task.loss is not None
+    loss = task.loss(output, batch)
+    if not isinstance(loss, Tensor) or loss.ndim:
+        got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise TaskError(f"task {task.name!r}: loss gave {got}; it has to give a scalar tensor")
+    if not loss.requires_grad:
+        raise TaskError(f"task {task.name!r}: the loss has no gradient: nothing it depends on is trainable")
+    return loss
+
+
+@contextmanager
+def _in_training(model: nn.Module, device: str) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    home = next((one.device for one in model.parameters()), torch.device("cpu"))
+    model.to(device).train()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        model.to(home)

@@ -1,0 +1,83 @@
+"""Every source of chance that a training phase draws from, as one state to seed, keep and set."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from tersor.task import Batch
+
+State = dict[str, Any]
+
+
+class Randomness:
+    """torch, ``random``, NumPy's global state, and the generators that a loader or its parts hold."""
+
+    def __init__(self, loader: Iterable[Batch]) -> None:
+        self.generators = _generators(loader)
+
+    @contextmanager
+    def seeded(self, seed: int) -> Iterator[None]:
+        """Start everything from ``seed`` inside, and leave it outside as it was."""
+        before = self.state()
+        self.seed(seed)
+        try:
+            yield
+        finally:
+            self.set_state(before)
+
+    def seed(self, seed: int) -> None:
+        """Start everything from ``seed``."""
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        for generator in self.generators:
+            if isinstance(generator, torch.Generator):
+                generator.manual_seed(seed)
+            else:
+                generator.bit_generator.state = type(generator.bit_generator)(seed).state
+
+    def state(self) -> State:
+        """Plain values and tensors, for :meth:`set_state`."""
+        name, keys, *rest = cast(tuple[Any, ...], np.random.get_state(legacy=True))
+        return {
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "random": random.getstate(),
+            "numpy": (name, keys.tolist(), *rest),
+            "generators": [
+                one.get_state() if isinstance(one, torch.Generator) else one.bit_generator.state
+                for one in self.generators
+            ],
+        }
+
+    def set_state(self, state: State) -> None:
+        """The inverse of :meth:`state`."""
+        torch.set_rng_state(state["torch"].cpu())
+        if state["cuda"]:
+            torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
+        random.setstate(state["random"])
+        np.random.set_state(state["numpy"])
+        for generator, saved in zip(self.generators, state["generators"], strict=True):
+            if isinstance(generator, torch.Generator):
+                generator.set_state(saved.cpu())
+            else:
+                generator.bit_generator.state = saved
+
+
+def _generators(loader: Iterable[Batch]) -> list[torch.Generator | np.random.Generator]:
+    batches = getattr(loader, "batch_sampler", None)
+    parts = [loader, getattr(loader, "dataset", None), getattr(loader, "sampler", None), batches]
+    parts.append(getattr(batches, "sampler", None))
+    found = [
+        value
+        for part in parts
+        for value in getattr(part, "__dict__", {}).values()
+        if isinstance(value, torch.Generator | np.random.Generator)
+    ]
+    return list({id(one): one for one in found}.values())
