@@ -70,15 +70,14 @@ class Batches:
     """Batches (x, y): x float32 (n, 1, 28, 28), y int64 (n,).
 
     With a ``seed`` every pass is shuffled, else the order is that of the images. ``shift`` moves each
-    image by up to so many pixels each way, drawn anew every pass. Order and shifts follow from
-    (seed, ``epoch``) alone; ``epoch`` counts the passes begun and may be set, to resume.
+    image by up to so many pixels each way, drawn anew every pass. All of a pass is drawn from ``generator``
+    when it begins, so a generator put back to an earlier state gives the same passes again.
     """
 
     def __init__(self, images: Images, batch_size: int, *, seed: int | None = None, shift: int = 0) -> None:
         self.batch_size = batch_size
-        self.seed = seed
         self.shift = shift
-        self.epoch = 0
+        self.generator = None if seed is None else torch.Generator().manual_seed(seed)
         self._labels = images.labels
         padded = torch.nn.functional.pad(images.pixels, (shift,) * 4) if shift else images.pixels
         height, width = images.pixels.shape[1:]
@@ -89,14 +88,11 @@ class Batches:
         return -(-len(self._labels) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        epoch = self.epoch
-        self.epoch += 1
         count = len(self._labels)
         order, down, right = torch.arange(count), *torch.full((2, count), self.shift)
-        if self.seed is not None:
-            draw = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            order = torch.randperm(count, generator=draw)
-            down, right = torch.randint(0, 2 * self.shift + 1, (2, count), generator=draw)
+        if self.generator is not None:
+            order = torch.randperm(count, generator=self.generator)
+            down, right = torch.randint(0, 2 * self.shift + 1, (2, count), generator=self.generator)
         for at in range(0, count, self.batch_size):
             part = slice(at, at + self.batch_size)
             pixels = self._windows[order[part], down[part], right[part]]

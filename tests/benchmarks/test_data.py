@@ -23,16 +23,24 @@ def test_a_pass_in_order_gives_every_image_once():
         assert torch.allclose(x[:, 0] * 255 * data.PIXEL_STD, small().pixels.float())
 
 
-def test_order_and_shifts_follow_from_seed_and_epoch_alone():
-    first, second, other = (data.Batches(small(), 5, seed=seed, shift=2) for seed in (7, 7, 8))
+def test_a_generator_put_back_gives_the_same_pass_again():
+    first, other = (data.Batches(small(), 5, seed=seed, shift=2) for seed in (7, 8))
     list(first), list(other)
+    state = first.generator.get_state()
     passed = list(first)
-    second.epoch = 1
-    for (x, y), (x_again, y_again) in zip(passed, second, strict=True):
+    following = list(first)
+    first.generator.set_state(state)
+    for (x, y), (x_again, y_again) in zip(passed, first, strict=True):
         assert torch.equal(x, x_again) and torch.equal(y, y_again)
-    orders = [torch.cat([y for _, y in batches]) for batches in (first, other)]
+    orders = [torch.cat([y for _, y in batches]) for batches in (passed, following, other)]
     assert sorted(orders[0].tolist()) == list(range(23))
-    assert not torch.equal(orders[0], orders[1])
+    assert not torch.equal(orders[0], orders[1]) and not torch.equal(orders[0], orders[2])
+
+
+def test_a_pass_left_halfway_does_not_change_the_next():
+    whole, halfway = (data.Batches(small(), 5, seed=7, shift=2) for _ in range(2))
+    list(whole), next(iter(halfway))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(whole, halfway, strict=True))
 
 
 def test_every_shift_within_the_bound_occurs_and_moves_the_image():

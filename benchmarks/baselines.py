@@ -1,0 +1,121 @@
+"""Train the baselines that the benchmarks compress, with tersor's own loop, and keep their weights.
+
+    python -m benchmarks.baselines [--net lenet5_caffe ...] [--seed 0 ...] [--no-shifts] [--jobs 2]
+
+Rates, decay and epochs were chosen on the 5,000 validation images, by seed 0. Weights are kept in
+``runs/baselines``; a baseline is trained again when its settings have changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+from itertools import product
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from benchmarks.nets import NETS
+from benchmarks.results import write_results
+from benchmarks.tasks import SHIFT_PIXELS, baseline_path, mnist_task
+from tersor.measure.quality import evaluate_model
+from tersor.spec import Train
+from tersor.train.loop import fit
+
+SEEDS = (0, 1, 2)
+# without shifts: fewer epochs do, and more overfit
+SETTINGS: Mapping[str, Train] = {
+    "lenet_300_100": Train(epochs=40, lr=2e-3, weight_decay=0.1, warmup=0.05),
+    "lenet5_caffe": Train(epochs=30, lr=2e-3, weight_decay=0.1, warmup=0.05),
+    "keras_net": Train(epochs=20, lr=4e-3, weight_decay=0.1, warmup=0.05),
+    "convnet_87k": Train(epochs=12, lr=2e-3, weight_decay=0.1, warmup=0.05),
+}
+PLAIN_EPOCHS: Mapping[str, float] = {
+    "lenet_300_100": 25, "lenet5_caffe": 15, "keras_net": 20, "convnet_87k": 12
+}  # fmt: skip
+
+
+def trained(net: str, seed: int = 0, *, shifts: bool = True) -> Path:
+    """The weights of a baseline, a ``.pt`` of its ``state_dict``; trained on one thread if not yet there."""
+    record(net, seed, shifts=shifts)
+    return baseline_path(net, seed, shifts=shifts)
+
+
+def record(net: str, seed: int = 0, *, shifts: bool = True) -> dict[str, Any]:
+    """The row of a baseline: how it was trained and what it reached."""
+    path = baseline_path(net, seed, shifts=shifts)
+    note = path.with_suffix(".json")
+    settings = asdict(settings_of(net, shifts=shifts))
+    if path.exists() and note.exists():
+        row: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
+        if row["settings"] == settings:
+            return row
+    row, weights = _train(net, seed, shifts=shifts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
+    torch.save(weights, partial)
+    partial.replace(path)
+    partial.write_text(json.dumps(row, indent=1), encoding="utf-8")
+    partial.replace(note)
+    return row
+
+
+def settings_of(net: str, *, shifts: bool) -> Train:
+    """How the baseline of a net is trained."""
+    return SETTINGS[net] if shifts else replace(SETTINGS[net], epochs=PLAIN_EPOCHS[net])
+
+
+def _train(net: str, seed: int, *, shifts: bool) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    torch.set_num_threads(1)
+    task = mnist_task(net, baseline_path(net, seed, shifts=shifts), seed=seed, shifts=shifts)
+    settings = settings_of(net, shifts=shifts)
+    torch.manual_seed(seed)
+    model = NETS[net]()
+    started = perf_counter()
+    fit(model, task, settings, seed=seed)
+    seconds = perf_counter() - started
+    validation, test = (evaluate_model(model, task, loader) for loader in (task.validation, task.test))
+    row = {
+        "net": net,
+        "seed": seed,
+        "shifts_pixels": SHIFT_PIXELS if shifts else 0,
+        "validation_error_percent": round(100 * (1 - validation.value), 6),
+        "error_percent": round(100 * (1 - test.value), 6),
+        "seconds": round(seconds, 1),
+        "seconds_per_epoch": round(seconds / settings.epochs, 2),
+        "settings": asdict(settings),
+    }
+    return row, {name: one.detach().clone() for name, one in model.state_dict().items()}
+
+
+def _row(job: tuple[str, int, bool]) -> dict[str, Any]:
+    net, seed, shifts = job
+    return record(net, seed, shifts=shifts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--net", nargs="*", choices=list(NETS), default=list(NETS))
+    parser.add_argument("--seed", nargs="*", type=int, default=list(SEEDS))
+    parser.add_argument("--shifts", action=argparse.BooleanOptionalAction, help="only with, or only without")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time, one thread each")
+    arguments = parser.parse_args()
+    both = (True, False) if arguments.shifts is None else (arguments.shifts,)
+    jobs = list(product(arguments.net, arguments.seed, both))
+    rows = []
+    with ProcessPoolExecutor(arguments.jobs) as pool:
+        for row in pool.map(_row, jobs):
+            rows.append(row)
+            print({name: value for name, value in row.items() if name != "settings"}, flush=True)
+    if len(rows) == len(NETS) * len(SEEDS) * 2:
+        write_results("baselines", "python -m benchmarks.baselines", rows)
+
+
+if __name__ == "__main__":
+    main()
