@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tersor import coding
 from tersor.artifact.container import MAX_DIMS, MAX_LEVELS, STORED, Blob, Entry, Part
 from tersor.artifact.words import (
     Bits,
@@ -23,7 +24,6 @@ from tersor.artifact.words import (
     torch_dtype,
     widen,
 )
-from tersor.coding import codec
 from tersor.errors import FormatError, TensorError
 from tersor.spec import Speed
 from tersor.tensor.compressed import Affine, Codebook, CompressedTensor, Form, Raw
@@ -209,8 +209,8 @@ def _encode_codes(entry: Entry, codes: Bits, center: int, speed: Speed) -> Paylo
     if codes.size == 0 or entry.levels == 1:
         return NOTHING
     if entry.levels > _CODED_LEVELS:
-        return codec.encode_values(codes, speed=speed)
-    return codec.encode(codes, columns=_columns(entry), levels=entry.levels, center=center, speed=speed)
+        return coding.encode_values(codes, speed=speed)
+    return coding.encode(codes, columns=_columns(entry), levels=entry.levels, center=center, speed=speed)
 
 
 def _decode_codes(entry: Entry, payload: Payload, center: int) -> Bits:
@@ -221,7 +221,7 @@ def _decode_codes(entry: Entry, payload: Payload, center: int) -> Bits:
     if entry.levels > _CODED_LEVELS:
         codes = _decode_words(payload, entry.count, "uint32", "uint32")
     else:
-        codes = codec.decode(*payload, count=entry.count, columns=_columns(entry), levels=entry.levels,
+        codes = coding.decode(*payload, count=entry.count, columns=_columns(entry), levels=entry.levels,
                              center=center).astype(word, copy=False)  # fmt: skip
     if codes.max() >= entry.levels:
         raise FormatError(f"a code of {int(codes.max())}, where there are {entry.levels} levels")
@@ -229,7 +229,7 @@ def _decode_codes(entry: Entry, payload: Payload, center: int) -> Bits:
 
 
 def _encode_words(words: Bits, speed: Speed) -> Payload:
-    return codec.encode_values(words, speed=speed) if words.size else NOTHING
+    return coding.encode_values(words, speed=speed) if words.size else NOTHING
 
 
 def _decode_words(payload: Payload, count: int, stored: str, dtype: str) -> Bits:
@@ -237,8 +237,9 @@ def _decode_words(payload: Payload, count: int, stored: str, dtype: str) -> Bits
         _expect_nothing(payload)
         return np.zeros(0, f"u{itemsize(dtype)}")
     size = itemsize(stored)
-    words = codec.decode_values(*payload, count=count, itemsize=size)
-    return widen(np.require(words.reshape(-1), f"u{size}", "W"), stored, dtype)
+    plain = coding.decode_values(*payload, count=count, itemsize=size)
+    words = widen(np.frombuffer(plain, f"<u{size}"), stored, dtype)
+    return np.require(words, f"u{itemsize(dtype)}", "W")
 
 
 def _expect_nothing(payload: Payload) -> None:

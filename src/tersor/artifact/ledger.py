@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tersor.artifact.container import HEAD, TAIL_BYTES, Entry, Index
-from tersor.coding import codec
+from tersor import coding
+from tersor.artifact.container import HEAD, MAX_LEVELS, TAIL_BYTES, Entry, Index, Part
 from tersor.errors import FormatError
 from tersor.result import Ledger, LedgerRow
 
@@ -13,7 +13,7 @@ def count_bytes(index: Index, index_bytes: int, file_bytes: int) -> Ledger:
     rows = [_tensor_row(entry) for entry in index.tensors]
     for (kind, name), blob in index.blobs.items():
         row_name = f"{kind} {name}".rstrip()
-        method = _method_name(blob.part.method)
+        method = _method_name(blob.part, values=True)
         rows.append(LedgerRow(row_name, (blob.count,), "bytes", kind, method, 0, {"values": blob.part.size}))
     checksums = 4 * len(index.checksums) + TAIL_BYTES - 4
     headers = sum(entry.header_bytes for entry in index.tensors)
@@ -29,11 +29,14 @@ def count_bytes(index: Index, index_bytes: int, file_bytes: int) -> Ledger:
 def _tensor_row(entry: Entry) -> LedgerRow:
     sizes = {name: part.size for name, part in zip(entry.part_names, entry.parts, strict=True)}
     parts = sizes | {"header": entry.header_bytes}
-    method = _method_name(entry.parts[0].method)
+    raw = entry.form == "raw" and entry.dtype != "bool"
+    method = _method_name(entry.parts[0], values=raw or entry.levels > MAX_LEVELS["codebook"])
     return LedgerRow(entry.name, entry.shape, entry.dtype, entry.form, method, entry.levels, parts)
 
 
-def _method_name(method: int) -> str:
-    if method not in codec.METHODS:
-        raise FormatError(f"coding method {method} is not known: update tersor")
-    return codec.METHODS[method]
+def _method_name(part: Part, *, values: bool) -> str:
+    if part == Part(0, 0):
+        return "none"
+    if part.method not in (coding.VALUE_METHODS if values else coding.METHODS):
+        raise FormatError(f"coding method {part.method} is not known: update tersor")
+    return coding.VALUE_METHODS[part.method] if values else coding.METHODS[part.method].name

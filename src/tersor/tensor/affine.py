@@ -12,7 +12,7 @@ from tersor.tensor.compressed import Affine, CompressedTensor
 from tersor.tensor.deviation import deviation
 
 _BLOCK = 1 << 18
-_TRIES = 6
+_EPS = float(np.finfo(np.float32).eps)
 _MAX_CODE = 1 << 24  # beyond, neighbouring codes are one float32
 
 
@@ -30,17 +30,15 @@ def bounded_grid(tensor: torch.Tensor, max_error: float) -> CompressedTensor | N
         raise SpecError(f"max_error is {max_error}: it has to be a finite number above 0")
     values = finite_values(tensor)
     largest = float(np.abs(values).max(initial=0))
-    half = max_error
-    for _ in range(_TRIES):
+    rounding = (largest + max_error) * (torch.finfo(tensor.dtype).eps / 2 + 2 * _EPS)
+    for half in (max_error, max_error - rounding):
         scale = np.nextafter(np.float32(2 * half), np.float32(0))
         if scale <= 0 or largest / float(scale) > _MAX_CODE:
             return None
         form = Affine(_round(values, scale), np.array([scale]), np.zeros(1, np.int32))
         grid = CompressedTensor(tuple(tensor.shape), tensor.dtype, form)
-        excess = deviation(tensor, grid.decode())[1] - max_error
-        if excess <= 0:
+        if deviation(tensor, grid.decode())[1] <= max_error:
             return grid
-        half -= 2 * excess
     return None
 
 
