@@ -163,7 +163,7 @@ def test_few_distinct_values_are_lossless_beyond_the_histogram():
 
 
 @pytest.mark.parametrize("init", INITS)
-@pytest.mark.parametrize("shape", [(40, 30), (40, 600)])
+@pytest.mark.parametrize("shape", [(40, 30), (40, 1200)])
 def test_every_start_gives_a_sound_codebook(init, shape):
     values = rng_tensor(*shape)
     spec = Cluster(clusters=8, init=init, keep_zero=True)

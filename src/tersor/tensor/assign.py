@@ -117,7 +117,7 @@ def _look_up(values: F32, thresholds: F32, names: Codes, codes: Codes) -> None:
         return
     finite = np.clip(thresholds, -LARGEST, LARGEST).astype(np.float32)
     finest = 20 if len(names) > 4096 else 16
-    cells = 1 << min(max(values.size.bit_length(), 8), finest)
+    cells = 1 << min(max(values.size.bit_length() - 2, 8), finest)
     low = finite[0]
     span = max(float(finite[-1]) - float(low), 1e-30)
     scale = np.float32(min(cells / span, LARGEST))

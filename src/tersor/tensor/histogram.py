@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
-SORTED_UP_TO = 2**17  # sorting fewer weights than this is cheaper than solving on their bins
+SORTED_UP_TO = 2**15  # sorting fewer weights than this is cheaper than solving on their bins
 SAMPLE = 2**14
 MIN_BINS, MAX_BINS = 2**16, 2**22
 BINS_PER_LEVEL = 64
@@ -43,7 +43,7 @@ class Points:
 def summarize(values: F32, levels: int, importance: F32 | None = None) -> Points:
     """Points fine enough to find a codebook of ``levels`` values; all flat, finite, importance positive.
 
-    Up to 2^17 weights, and weights of few distinct values, give their unique values.
+    Up to 2^15 weights, and weights of few distinct values, give their unique values.
 
     >>> summarize(np.array([2, 1, 2], np.float32), 16).count
     array([1., 2.])
