@@ -64,6 +64,20 @@ class Pair(nn.Module):
         return self.inner(inputs, inputs)
 
 
+class Listed(nn.Module):
+    """Parameters that belong to containers and to no layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.many = nn.ParameterList([torch.randn(4, 4), torch.randn(4, 3)])
+        self.named = nn.ParameterDict({"out": torch.randn(3, 5)})
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        for weight in self.many:
+            inputs = inputs @ weight
+        return inputs @ self.named["out"]
+
+
 WORDS = torch.tensor([[1, 5, 12], [3, 0, 0]])
 LAYERS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "conv1d": (lambda: nn.Conv1d(4, 6, 3), torch.randn(2, 4, 9)),
@@ -88,6 +102,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "rnn": (lambda: First(nn.RNN(4, 5)), torch.randn(6, 2, 4)),
     "gru cell": (Cells, torch.randn(2, 4, 4)),
     "tied": (TiedText, WORDS),
+    "containers": (Listed, torch.randn(3, 4)),
     "weight norm": (lambda: weight_norm(nn.Linear(8, 6)), torch.randn(3, 8)),
 }  # fmt: skip
 
@@ -197,6 +212,21 @@ def test_a_deepcopy_is_whole_and_apart(attached: nn.Module, layer: Any) -> None:
     for name, value in values(attached).items():
         assert torch.equal(value, before[name])
     assert not torch.equal(copy(inputs), attached(inputs))
+
+
+def test_beside_a_parametrization_of_someone_elses() -> None:
+    model = weight_norm(nn.Linear(8, 6))
+    names = [one.name for one in storages(model)]
+    assert names == ["bias", "parametrizations.weight.original0", "parametrizations.weight.original1"]
+    for storage in storages(model):
+        mask(model, storage)
+    assert sorted(one.name for one in storages(model)) == sorted(names)
+    plain = weight_norm(nn.Linear(8, 6))
+    collected = collect(model)
+    restore_(plain, collected.tensors, collected.aliases)
+    torch.testing.assert_close(model(torch.ones(8)), plain(torch.ones(8)), equal_nan=True)
+    bake_(model)
+    torch.testing.assert_close(model(torch.ones(8)), plain(torch.ones(8)), equal_nan=True)
 
 
 def test_state_dict_round_trip(attached: nn.Module, layer: Any) -> None:

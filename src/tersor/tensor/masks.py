@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tersor.errors import SpecError, TensorError, in_context
+from tersor.errors import SpecError, TensorError
 
 Mask = NDArray[np.bool_]
 
@@ -53,8 +53,7 @@ def magnitude_masks(
             f"a mask takes exactly one of {', '.join(amounts)}; given: {', '.join(given) or 'none'}"
         )
     for at, one in enumerate(values):
-        with in_context(f"tensor {at}" if len(values) > 1 else "magnitude mask"):
-            _check_finite(one)
+        _check_finite(one, f" in tensor {at}" if len(values) > 1 else "")
     total = sum(one.numel() for one in values)
     if threshold is not None or not total:
         return [_magnitude(one) >= (threshold or 0.0) for one in values]
@@ -98,9 +97,7 @@ def _magnitude(values: torch.Tensor) -> NDArray[np.floating]:
     return magnitude
 
 
-def _check_finite(values: torch.Tensor) -> None:
+def _check_finite(values: torch.Tensor, where: str) -> None:
     bad = values.numel() - int(torch.isfinite(values.detach()).sum())
     if bad:
-        raise TensorError(
-            f"{bad} of {values.numel()} values are NaN or Inf: they have no magnitude to rank by"
-        )
+        raise TensorError(f"{bad} of {values.numel()} values{where} are NaN or Inf: they have no rank")
