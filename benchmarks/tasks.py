@@ -70,23 +70,23 @@ def baseline_path(net: str, seed: int, *, shifts: bool) -> Path:
 
 
 def lenet_300_100() -> tersor.Task:
-    return _seed_0("lenet_300_100")
+    return _seed_0("lenet_300_100", shifts=True)
 
 
 def lenet5_caffe() -> tersor.Task:
-    return _seed_0("lenet5_caffe")
+    return _seed_0("lenet5_caffe", shifts=True)
 
 
 def keras_net() -> tersor.Task:
-    return _seed_0("keras_net")
+    return _seed_0("keras_net", shifts=False)
 
 
 def convnet_87k() -> tersor.Task:
-    return _seed_0("convnet_87k")
+    return _seed_0("convnet_87k", shifts=False)
 
 
-def _seed_0(net: str) -> tersor.Task:
-    return mnist_task(net, baseline_path(net, 0, shifts=True))
+def _seed_0(net: str, *, shifts: bool) -> tersor.Task:
+    return mnist_task(net, baseline_path(net, 0, shifts=shifts), shifts=shifts)
 
 
 def _has_bfloat16() -> bool:
