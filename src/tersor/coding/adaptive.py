@@ -22,7 +22,23 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from tersor.coding.models import DECODING, INPUTS, LOW, POSITION, Model, code_bit, new_model, stream_end
+from tersor.coding.models import (
+    CHOSEN,
+    DECODING,
+    INPUTS,
+    LOW,
+    POSITION,
+    SCRATCH,
+    STEP,
+    STRETCH,
+    Memory,
+    Model,
+    Slots,
+    Stream,
+    code_bit,
+    new_model,
+    stream_end,
+)
 from tersor.errors import FormatError
 
 RATES = (5, 14)
@@ -35,6 +51,16 @@ SIZE_ROOM = 64
 SIZE_INPUTS = 6
 SIGN_INPUTS = 8
 DENSITY_LOW, DENSITY_HIGH = 32, 65503
+
+# Places in the model's scratch memory.
+ABOVE, BELOW, CENTER, NEAR, FAR, SIGNS, SIZES, NODES = range(SCRATCH, SCRATCH + 8)
+AROUND = SCRATCH + 8  # 8 levels: left, up, near, far, up left, up right, two left, two up
+COLUMN_DENSITY, ROW_DENSITY, NEARBY_DENSITY = range(SCRATCH + 16, SCRATCH + 19)  # quantized
+ROW_BALANCE, ROW_SIZE = range(SCRATCH + 19, SCRATCH + 21)  # positive less negative; class of the last size
+SIZE_CONTEXTS = SCRATCH + 21  # 5 numbers below SIZE_ROOM
+DENSITY, BALANCE, LAST_SIZE = range(3)  # rows of what is known of each column
+
+Known = NDArray[np.int64]
 
 Codes = NDArray[np.uint16]
 
@@ -60,7 +86,7 @@ def encode_once(
     near, far = _lags(matrix, center)
     room = np.zeros(max(limit - 3, 0), np.uint8)
     model = _run(matrix, levels, center, (near, far), room, False, RATES[rate])
-    written = int(model.coder[POSITION])
+    written = int(model.memory[POSITION])
     if written > len(room):
         return None
     stream = (room[:written].tobytes() + stream_end(model)).rstrip(b"\0")
@@ -82,10 +108,10 @@ def decode_adaptive(payload: bytes, shape: tuple[int, int], levels: int, center:
         codes = np.zeros(shape[::-1], np.uint16)
     stream = np.frombuffer(payload, np.uint8, offset=3).copy()
     model = _run(codes, levels, center, (payload[1], payload[2]), stream, True, rate)
-    if model.coder[LOW] < 0:
+    if model.memory[LOW] < 0:
         raise FormatError(f"a code passes the {levels} levels")
-    taken = payload[3:][: int(model.coder[POSITION]) - 4]
-    padded = taken.ljust(int(model.coder[POSITION]) - 4, b"\0") + stream_end(model)
+    taken = payload[3:][: int(model.memory[POSITION]) - 4]
+    padded = taken.ljust(int(model.memory[POSITION]) - 4, b"\0") + stream_end(model)
     if padded.rstrip(b"\0") != payload[3:]:
         raise FormatError("adaptive codes do not end where their bytes end")
     return np.ascontiguousarray(codes.T) if transposed else codes
@@ -107,61 +133,49 @@ def _lags(codes: Codes, center: int) -> tuple[int, int]:
 
 
 def _run(
-    codes: Codes,
-    levels: int,
-    center: int,
-    lags: tuple[int, int],
-    stream: NDArray[np.uint8],
-    decoding: bool,
-    rate: int,
+    codes: Codes, levels: int, center: int, lags: tuple[int, int], stream: Stream, decoding: bool, rate: int
 ) -> Model:
     columns = codes.shape[1]
     above, below = levels - 1 - center, center
-    widest = max(above, below).bit_length()
-    nodes = 2 * (16 + 32 * widest)
+    nodes = 2 * (16 + 32 * max(above, below).bit_length())
     zero = INPUTS * ZERO_ROOM + columns + 1
     sign = SIGN_INPUTS * SIGN_ROOM + columns + 1
-    model = new_model(zero + sign + SIZE_INPUTS * nodes * SIZE_ROOM, stream, decoding, rate)
-    plan = np.array([above, below, center, lags[0], lags[1], zero, zero + sign, nodes], np.int64)
-    _code_matrix(codes, model, plan, np.zeros((5, columns), np.int64))
+    room = zero + sign + SIZE_INPUTS * nodes * SIZE_ROOM
+    model = new_model(room, stream, decoding=decoding, rate=rate)
+    model.memory[SCRATCH:AROUND] = above, below, center, *lags, zero, zero + sign, nodes
+    _code_matrix(codes, model.memory, model.slots, stream, np.zeros((3, columns), np.int64))
     return model
 
 
-ABOVE, BELOW, CENTER, NEAR, FAR, SIGNS, SIZES, NODES = range(8)
-DENSITY, BALANCE, LAST_SIZE = range(3)  # what is known of each column
-
-
 @njit(cache=True, nogil=True)
-def _code_matrix(codes: Codes, model: Model, plan: NDArray[np.int64], known: NDArray[np.int64]) -> None:
+def _code_matrix(codes: Codes, memory: Memory, slots: Slots, stream: Stream, known: Known) -> None:
     """Code row by row; while decoding ``codes`` fills up, else it is only read."""
     rows, columns = codes.shape
-    around = np.zeros(8, np.int64)
-    dense = np.zeros(3, np.int64)  # quantized density of column, row, columns near by
-    last = np.zeros(2, np.int64)  # the row's balance of signs, and its last size
     overall = 32768
     seen = 0
     for r in range(rows):
         in_row = overall
-        last[:] = 0
-        model.slots[plan[SIGNS] - 1] = 1 << 31
-        model.slots[plan[SIZES] - 1] = 1 << 31
+        memory[ROW_BALANCE] = 0
+        memory[ROW_SIZE] = 0
+        slots[memory[SIGNS] - 1] = 1 << 31
+        slots[memory[SIZES] - 1] = 1 << 31
         for c in range(columns):
             if r == 0:
                 known[DENSITY, c] = overall
-            _look_around(codes, r, c, plan, around)
-            _quantize_density(model, known, r, c, plan, in_row, dense)
-            level = np.int64(codes[r, c]) - plan[CENTER]
-            filled = _code_zero(model, plan, c, around, dense, level)
-            overall = _moved(overall, filled, model.step[seen])
-            known[DENSITY, c] = _moved(known[DENSITY, c], filled, model.step[min(r, 60) + 1])
-            in_row = _moved(in_row, filled, model.step[min(c, 119) + 7])
+            _look_around(codes, r, c, memory)
+            _quantize_density(memory, known, r, c, in_row)
+            level = np.int64(codes[r, c]) - memory[CENTER]
+            filled = _code_zero(memory, slots, stream, c, level)
+            overall = _moved(overall, filled, STEP[seen])
+            known[DENSITY, c] = _moved(known[DENSITY, c], filled, STEP[min(r, 60) + 1])
+            in_row = _moved(in_row, filled, STEP[min(c, 119) + 7])
             seen = min(seen + 1, 1000)
-            level = _code_level(model, plan, c, around, dense, known, last, level) if filled else 0
-            if model.coder[DECODING]:
-                if level > plan[ABOVE] or -level > plan[BELOW]:
-                    model.coder[LOW] = -1
+            level = _code_level(memory, slots, stream, known, c, level) if filled else 0
+            if memory[DECODING]:
+                if level > memory[ABOVE] or -level > memory[BELOW]:
+                    memory[LOW] = -1
                     return
-                codes[r, c] = level + plan[CENTER]
+                codes[r, c] = level + memory[CENTER]
 
 
 @njit(cache=True, nogil=True)
@@ -171,42 +185,33 @@ def _moved(density: int, filled: int, step: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _look_around(codes: Codes, r: int, c: int, plan: NDArray[np.int64], around: NDArray[np.int64]) -> None:
-    """Levels to the left, above, at the two lags, above left and right, two left, two above."""
-    center = plan[CENTER]
+def _look_around(codes: Codes, r: int, c: int, memory: Memory) -> None:
+    center = memory[CENTER]
     columns = codes.shape[1]
-    near = plan[NEAR]
-    far = plan[FAR]
-    around[0] = np.int64(codes[r, c - 1]) - center if c > 0 else 0
-    around[1] = np.int64(codes[r - 1, c]) - center if r > 0 else 0
-    around[2] = np.int64(codes[r, c - near]) - center if c >= near else 0
-    around[3] = np.int64(codes[r, c - far]) - center if c >= far else 0
-    around[4] = np.int64(codes[r - 1, c - 1]) - center if r > 0 and c > 0 else 0
-    around[5] = np.int64(codes[r - 1, c + 1]) - center if r > 0 and c + 1 < columns else 0
-    around[6] = np.int64(codes[r, c - 2]) - center if c > 1 else 0
-    around[7] = np.int64(codes[r - 2, c]) - center if r > 1 else 0
+    near = memory[NEAR]
+    far = memory[FAR]
+    memory[AROUND] = np.int64(codes[r, c - 1]) - center if c > 0 else 0
+    memory[AROUND + 1] = np.int64(codes[r - 1, c]) - center if r > 0 else 0
+    memory[AROUND + 2] = np.int64(codes[r, c - near]) - center if c >= near else 0
+    memory[AROUND + 3] = np.int64(codes[r, c - far]) - center if c >= far else 0
+    memory[AROUND + 4] = np.int64(codes[r - 1, c - 1]) - center if r > 0 and c > 0 else 0
+    memory[AROUND + 5] = np.int64(codes[r - 1, c + 1]) - center if r > 0 and c + 1 < columns else 0
+    memory[AROUND + 6] = np.int64(codes[r, c - 2]) - center if c > 1 else 0
+    memory[AROUND + 7] = np.int64(codes[r - 2, c]) - center if r > 1 else 0
 
 
 @njit(cache=True, nogil=True)
-def _quantize_density(
-    model: Model,
-    known: NDArray[np.int64],
-    r: int,
-    c: int,
-    plan: NDArray[np.int64],
-    in_row: int,
-    dense: NDArray[np.int64],
-) -> None:
+def _quantize_density(memory: Memory, known: Known, r: int, c: int, in_row: int) -> None:
     columns = known.shape[1]
-    lag = plan[NEAR]
+    lag = memory[NEAR]
     own = known[DENSITY, c]
     nearby = known[DENSITY, c - 1] if c > 0 else own
     nearby += known[DENSITY, c + 1] if c + 1 < columns and r > 0 else own
     nearby += known[DENSITY, c - lag] if c >= lag else own
     nearby += known[DENSITY, c + lag] if c + lag < columns and r > 0 else own
-    dense[0] = _step_of(model.stretch[own >> 4], 14)
-    dense[1] = _step_of(model.stretch[in_row >> 4], 12)
-    dense[2] = _step_of(model.stretch[nearby >> 6], 14)
+    memory[COLUMN_DENSITY] = _step_of(STRETCH[own >> 4], 14)
+    memory[ROW_DENSITY] = _step_of(STRETCH[in_row >> 4], 12)
+    memory[NEARBY_DENSITY] = _step_of(STRETCH[nearby >> 6], 14)
 
 
 @njit(cache=True, nogil=True)
@@ -226,69 +231,60 @@ def _log_step(total: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _code_zero(
-    model: Model,
-    plan: NDArray[np.int64],
-    c: int,
-    around: NDArray[np.int64],
-    dense: NDArray[np.int64],
-    level: int,
-) -> int:
-    chosen = model.chosen
-    left, up, near, far = abs(around[0]), abs(around[1]), abs(around[2]), abs(around[3])
-    up_left, up_right, left2, up2 = abs(around[4]), abs(around[5]), abs(around[6]), abs(around[7])
+def _code_zero(memory: Memory, slots: Slots, stream: Stream, c: int, level: int) -> int:
+    left = abs(memory[AROUND])
+    up = abs(memory[AROUND + 1])
+    near = abs(memory[AROUND + 2])
+    far = abs(memory[AROUND + 3])
+    up_left = abs(memory[AROUND + 4])
+    up_right = abs(memory[AROUND + 5])
+    left2 = abs(memory[AROUND + 6])
+    up2 = abs(memory[AROUND + 7])
     sizes = _log_step(2 * (left + up + near) + far + up_left + up_right + left2 + up2)
-    column, row, nearby = dense[0], dense[1], dense[2]
+    column = memory[COLUMN_DENSITY]
+    row = memory[ROW_DENSITY]
+    nearby = memory[NEARBY_DENSITY]
     touching = 8 * (left > 0) + 4 * (near > 0) + 2 * (up > 0) + (far > 0)
-    chosen[0] = 0
-    chosen[1] = INPUTS * ZERO_ROOM + c
-    chosen[2] = plan[SIGNS] - 1
-    chosen[3] = 3 * ZERO_ROOM + min(left, 2) * 27 + min(up, 2) * 9 + min(near, 2) * 3 + min(far, 2)
-    chosen[4] = 4 * ZERO_ROOM + column * 14 + row
-    chosen[5] = 5 * ZERO_ROOM + column * 14 + nearby
-    chosen[6] = 6 * ZERO_ROOM + nearby * 16 + touching
-    chosen[7] = 7 * ZERO_ROOM + sizes * 16 + row
+    beside = min(left, 2) * 27 + min(up, 2) * 9 + min(near, 2) * 3 + min(far, 2)
     corners = min(up_left, 2) * 27 + min(up_right, 2) * 9 + min(left2, 2) * 3 + min(up2, 2)
-    chosen[8] = 8 * ZERO_ROOM + corners
-    chosen[9] = 9 * ZERO_ROOM + sizes * 16 + nearby
-    return code_bit(model, 1 if level != 0 else 0, INPUTS, 0, 48 + nearby, sizes)
+    memory[CHOSEN] = 0
+    memory[CHOSEN + 1] = INPUTS * ZERO_ROOM + c
+    memory[CHOSEN + 2] = memory[SIGNS] - 1
+    memory[CHOSEN + 3] = 3 * ZERO_ROOM + beside
+    memory[CHOSEN + 4] = 4 * ZERO_ROOM + column * 14 + row
+    memory[CHOSEN + 5] = 5 * ZERO_ROOM + column * 14 + nearby
+    memory[CHOSEN + 6] = 6 * ZERO_ROOM + nearby * 16 + touching
+    memory[CHOSEN + 7] = 7 * ZERO_ROOM + sizes * 16 + row
+    memory[CHOSEN + 8] = 8 * ZERO_ROOM + corners
+    memory[CHOSEN + 9] = 9 * ZERO_ROOM + sizes * 16 + nearby
+    return code_bit(memory, slots, stream, 1 if level != 0 else 0, INPUTS, 0, 48 + nearby, sizes)
 
 
 @njit(cache=True, nogil=True)
-def _code_level(
-    model: Model,
-    plan: NDArray[np.int64],
-    c: int,
-    around: NDArray[np.int64],
-    dense: NDArray[np.int64],
-    known: NDArray[np.int64],
-    last: NDArray[np.int64],
-    level: int,
-) -> int:
+def _code_level(memory: Memory, slots: Slots, stream: Stream, known: Known, c: int, level: int) -> int:
     """Sign and size of a level that is not zero."""
     negative = 1 if level < 0 else 0
-    if plan[ABOVE] == 0:
+    if memory[ABOVE] == 0:
         negative = 1
-    elif plan[BELOW] > 0:
-        negative = _code_sign(model, plan, c, around, known[BALANCE, c], last[0], negative)
+    elif memory[BELOW] > 0:
+        negative = _code_sign(memory, slots, stream, c, known[BALANCE, c], negative)
     known[BALANCE, c] += 1 - 2 * negative
-    last[0] += 1 - 2 * negative
-    beside = abs(around[0]) + abs(around[1]) + abs(around[2]) + abs(around[3])
-    beside += abs(around[4]) + abs(around[5])
+    memory[ROW_BALANCE] += 1 - 2 * negative
+    left = abs(memory[AROUND])
+    up = abs(memory[AROUND + 1])
+    near = abs(memory[AROUND + 2])
+    total = left + up + near + abs(memory[AROUND + 3]) + abs(memory[AROUND + 4]) + abs(memory[AROUND + 5])
     octave = 0
-    while (1 << octave) <= beside and octave < 7:
+    while (1 << octave) <= total and octave < 7:
         octave += 1
-    contexts = (
-        0,
-        known[LAST_SIZE, c] * 8 + last[1],
-        octave,
-        min(abs(around[0]), 3) * 16 + min(abs(around[1]), 3) * 4 + min(abs(around[2]), 3),
-        dense[0],
-    )
-    size = _code_size(model, plan, contexts, negative, abs(level))
-    remembered = _size_class(size)
-    known[LAST_SIZE, c] = remembered
-    last[1] = remembered
+    memory[SIZE_CONTEXTS] = 0
+    memory[SIZE_CONTEXTS + 1] = known[LAST_SIZE, c] * 8 + memory[ROW_SIZE]
+    memory[SIZE_CONTEXTS + 2] = octave
+    memory[SIZE_CONTEXTS + 3] = min(left, 3) * 16 + min(up, 3) * 4 + min(near, 3)
+    memory[SIZE_CONTEXTS + 4] = memory[COLUMN_DENSITY]
+    size = _code_size(memory, slots, stream, negative, abs(level))
+    known[LAST_SIZE, c] = _size_class(size)
+    memory[ROW_SIZE] = _size_class(size)
     return -size if negative else size
 
 
@@ -296,69 +292,68 @@ def _code_level(
 def _size_class(size: int) -> int:
     if size < 4:
         return size
-    octave = 0
+    octave = 2
     while (2 << octave) <= size:
         octave += 1
     return min(7, 2 * octave + ((size >> (octave - 1)) & 1))
 
 
 @njit(cache=True, nogil=True)
-def _code_sign(
-    model: Model,
-    plan: NDArray[np.int64],
-    c: int,
-    around: NDArray[np.int64],
-    of_column: int,
-    of_row: int,
-    negative: int,
-) -> int:
-    chosen = model.chosen
-    first = plan[SIGNS]
-    sign = np.sign(around)
-    column = max(0, min(7, of_column + 4))
-    row = max(0, min(7, of_row + 4))
-    mean = 2 * (around[0] + around[1] + around[2]) + around[3] + around[4] + around[5] + around[6]
-    chosen[0] = first
-    chosen[1] = first + SIGN_INPUTS * SIGN_ROOM + c
-    chosen[2] = plan[SIZES] - 1
-    chosen[3] = first + 3 * SIGN_ROOM + (sign[0] + 1) * 9 + (sign[1] + 1) * 3 + sign[2] + 1
-    chosen[4] = first + 4 * SIGN_ROOM + (sign[6] + 1) * 9 + (sign[3] + 1) * 3 + sign[4] + 1
-    chosen[5] = first + 5 * SIGN_ROOM + column * 8 + row
-    chosen[6] = first + 6 * SIGN_ROOM + (sign[5] + 1) * 9 + (sign[7] + 1) * 3 + np.sign(of_column) + 1
-    chosen[7] = first + 7 * SIGN_ROOM + max(0, min(7, mean + 4)) * 8 + column
-    return code_bit(model, negative, SIGN_INPUTS, 1, 2, 20)
+def _code_sign(memory: Memory, slots: Slots, stream: Stream, c: int, balance: int, negative: int) -> int:
+    first = memory[SIGNS]
+    left = memory[AROUND]
+    up = memory[AROUND + 1]
+    near = memory[AROUND + 2]
+    far = memory[AROUND + 3]
+    up_left = memory[AROUND + 4]
+    up_right = memory[AROUND + 5]
+    left2 = memory[AROUND + 6]
+    up2 = memory[AROUND + 7]
+    column = max(0, min(7, balance + 4))
+    row = max(0, min(7, memory[ROW_BALANCE] + 4))
+    mean = max(0, min(7, 2 * (left + up + near) + far + up_left + up_right + left2 + 4))
+    memory[CHOSEN] = first
+    memory[CHOSEN + 1] = first + SIGN_INPUTS * SIGN_ROOM + c
+    memory[CHOSEN + 2] = memory[SIZES] - 1
+    memory[CHOSEN + 3] = first + 3 * SIGN_ROOM + _three_signs(left, up, near)
+    memory[CHOSEN + 4] = first + 4 * SIGN_ROOM + _three_signs(left2, far, up_left)
+    memory[CHOSEN + 5] = first + 5 * SIGN_ROOM + column * 8 + row
+    memory[CHOSEN + 6] = first + 6 * SIGN_ROOM + _three_signs(up_right, up2, balance)
+    memory[CHOSEN + 7] = first + 7 * SIGN_ROOM + mean * 8 + column
+    return code_bit(memory, slots, stream, negative, SIGN_INPUTS, 1, 2, 20)
 
 
 @njit(cache=True, nogil=True)
-def _code_size(
-    model: Model, plan: NDArray[np.int64], contexts: tuple[int, int, int, int, int], negative: int, size: int
-) -> int:
+def _three_signs(a: int, b: int, c: int) -> int:
+    return ((a > 0) - (a < 0) + 1) * 9 + ((b > 0) - (b < 0) + 1) * 3 + (c > 0) - (c < 0) + 1
+
+
+@njit(cache=True, nogil=True)
+def _code_size(memory: Memory, slots: Slots, stream: Stream, negative: int, size: int) -> int:
     """The bits of floor(log2 size) in unary, then those of size below its leading one."""
-    largest = plan[BELOW] if negative else plan[ABOVE]
+    largest = memory[BELOW] if negative else memory[ABOVE]
+    around = 40 + memory[SIZE_CONTEXTS + 2]
     octave = 0
     while (2 << octave) <= largest:
-        _choose_size(model, plan, contexts, octave * 2 + negative)
+        _choose_size(memory, octave * 2 + negative)
         more = 1 if size >= (2 << octave) else 0
-        if not code_bit(model, more, SIZE_INPUTS, 3 + octave, 40 + contexts[2], 24 + octave):
+        if not code_bit(memory, slots, stream, more, SIZE_INPUTS, 3 + octave, around, 24 + octave):
             break
         octave += 1
     value = 1
     for bit in range(octave - 1, -1, -1):
         node = value if value < 16 else 16 + bit
-        _choose_size(model, plan, contexts, (16 + octave * 32 + node) * 2 + negative)
-        one = code_bit(
-            model, (size >> bit) & 1, SIZE_INPUTS, 19 + octave, 40 + contexts[2], 40 + min(octave, 15)
-        )
+        _choose_size(memory, (16 + octave * 32 + node) * 2 + negative)
+        one = (size >> bit) & 1
+        one = code_bit(memory, slots, stream, one, SIZE_INPUTS, 19 + octave, around, 40 + octave)
         value = 2 * value + one
     return value
 
 
 @njit(cache=True, nogil=True)
-def _choose_size(
-    model: Model, plan: NDArray[np.int64], contexts: tuple[int, int, int, int, int], node: int
-) -> None:
-    first = plan[SIZES]
-    input_room = plan[NODES] * SIZE_ROOM
-    model.chosen[0] = first + (node & ~1) * SIZE_ROOM
+def _choose_size(memory: Memory, node: int) -> None:
+    first = memory[SIZES]
+    input_room = memory[NODES] * SIZE_ROOM
+    memory[CHOSEN] = first + (node & ~1) * SIZE_ROOM
     for i in range(5):
-        model.chosen[i + 1] = first + (i + 1) * input_room + node * SIZE_ROOM + contexts[i]
+        memory[CHOSEN + 1 + i] = first + (i + 1) * input_room + node * SIZE_ROOM + memory[SIZE_CONTEXTS + i]
