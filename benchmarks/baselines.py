@@ -73,6 +73,7 @@ def _train(net: str, seed: int, *, shifts: bool) -> tuple[dict[str, Any], dict[s
     started = perf_counter()
     fit(model, task, settings, seed=seed)
     seconds = perf_counter() - started
+    assert task.validation is not None
     validation, test = (evaluate_model(model, task, loader) for loader in (task.validation, task.test))
     row = {
         "net": net,
