@@ -71,7 +71,7 @@ class VerificationError(TersorError):
 
 @contextmanager
 def in_context(where: str) -> Iterator[None]:
-    """Put ``where`` in front of the message of any :class:`TersorError` raised inside.
+    """Put ``where`` in front of the message of any :class:`TersorError` raised inside, once.
 
     >>> with in_context("fc1.weight"):
     ...     raise TensorError("holds 2 NaN values")
@@ -81,7 +81,8 @@ def in_context(where: str) -> Iterator[None]:
     try:
         yield
     except TersorError as error:
-        error.args = (f"{where}: {error}", *error.args[1:])
+        if not str(error).startswith(f"{where}: "):
+            error.args = (f"{where}: {error}", *error.args[1:])
         raise
 
 

@@ -40,7 +40,11 @@ for _command in (compress, inspect, evaluate, pack, unpack, recipe):
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and end the process with its exit code."""
-    sys.exit(run(arguments))
+    code = run(arguments)
+    # An interrupt that passed through exec() of a string (named tuples, while torch is being imported)
+    # makes CPython end by SIGINT whatever the exit code; the next such exec takes that back.
+    exec("")
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

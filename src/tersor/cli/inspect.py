@@ -43,10 +43,11 @@ def _file(path: Path) -> dict[str, Any]:
 
 def _task(reference: str) -> dict[str, Any]:
     from tersor.cli.task_ref import load_task
+
+    task = load_task(reference)
     from tersor.model.restore import fresh_model
     from tersor.report import model_layers, model_table
 
-    task = load_task(reference)
     layers = model_layers(fresh_model(task))
     console.show(model_table(layers))
     return {
