@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tersor.artifact.container import Part
 from tersor.artifact.forms import decode_tensor, decoded_bytes, digest, encode_tensor
 from tersor.errors import FormatError, TensorError
 from tersor.tensor.compressed import Affine, Codebook, CompressedTensor, Raw, raw
@@ -96,6 +99,13 @@ def test_a_center_is_stored_only_where_it_does_not_follow():
     assert encode_tensor("w", without, "small")[0].center == common
 
 
+@pytest.mark.parametrize("zero, center", [(True, 3), (False, None)])
+def test_a_center_too_many_or_too_few_is_refused(zero, center):
+    entry, payloads = encode_tensor("w", weights(zero=zero), "small")
+    with pytest.raises(FormatError, match="center"):
+        decode_tensor(replace(entry, center=center), b"".join(payloads))
+
+
 def test_a_codebook_of_half_precision_takes_two_bytes_a_value():
     book = weights().form.codebook.astype(np.float16).astype(np.float32)
     tensor = CompressedTensor((8, 40), torch.float32, Codebook(weights().form.codes, book))
@@ -141,6 +151,6 @@ def test_payloads_that_do_not_fit_their_entry_are_refused():
         decode_tensor(entry, b"".join(payloads)[:-1])
     constant = CompressedTensor((3,), torch.float32, Codebook(np.zeros(3, np.uint8), np.ones((1, 1), "f4")))
     entry, payloads = encode_tensor("w", constant, "small")
-    object.__setattr__(entry.parts[0], "size", 1)
+    longer = replace(entry, parts=(Part(0, 1), entry.parts[1]))
     with pytest.raises(FormatError, match="nothing is to be told"):
-        decode_tensor(entry, b"\x00" + b"".join(payloads))
+        decode_tensor(longer, b"\x00" + b"".join(payloads))

@@ -37,6 +37,18 @@ def test_what_is_written_the_reference_library_reads(tmp_path):
     assert checkpoint.size_bytes == size == path.stat().st_size
 
 
+def test_every_tensor_is_aligned_to_its_type(tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_checkpoint(path, infos(TENSORS), TENSORS.__getitem__, metadata={})
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    assert length % 8 == 0
+    for name, one in TENSORS.items():
+        assert header[name]["data_offsets"][0] % one.dtype.itemsize == 0
+    assert max(fields["data_offsets"][1] for fields in header.values()) == len(data) - 8 - length
+
+
 def test_it_reads_what_the_reference_library_writes(tmp_path):
     save_file(TENSORS, tmp_path / "x.safetensors", {"who": "me"})
     checkpoint = open_checkpoint(tmp_path / "x.safetensors")
