@@ -53,7 +53,7 @@ def progress() -> Iterator[Progress]:
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(),
                TextColumn("{task.fields[note]}", markup=False))  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        bar = bars.add_task("", total=None, note="")
+        bar = bars.add_task("starting", total=None, note="")
         current = ""
 
         def report(phase: str, done: float, total: float, note: str = "") -> None:
