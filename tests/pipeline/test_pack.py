@@ -154,6 +154,8 @@ def test_a_pattern_that_matches_nothing_is_refused(tmp_path, source):
         ({"bits": 4, "clusters": 3}, "given: bits, clusters"),
         ({"lossless": True, "max_error": 1}, "given: max_error, lossless"),
         ({"bits": 17}, "bits is 17"),
+        ({"bits": 0}, "bits is 0"),
+        ({"bit": 4}, "no option 'bit'. Did you mean 'bits'"),
         ({"max_error": 0}, "max_error is 0"),
         ({"max_error": float("nan")}, "max_error is nan"),
         ({"include": ("*",)}, "compresses nothing"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from time import perf_counter
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 import torch
 
@@ -66,18 +66,24 @@ class _Choice:
     named: bool
 
 
+class PackOptions(TypedDict, total=False):
+    """What :func:`pack` compresses: one amount, and the patterns of the tensors that it is for."""
+
+    bits: int | None
+    clusters: int | None
+    max_error: float | None
+    lossless: bool
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+
+
 def pack(
     source: str | Path,
     out: str | Path,
     *,
-    bits: int | None = None,
-    clusters: int | None = None,
-    max_error: float | None = None,
-    lossless: bool = False,
-    include: tuple[str, ...] = (),
-    exclude: tuple[str, ...] = (),
     speed: Speed = "balanced",
     progress: Progress = silent,
+    **options: Unpack[PackOptions],
 ) -> PackReport:
     """Pack a ``.safetensors`` file, or the index of a sharded one, into ``out``.
 
@@ -92,11 +98,12 @@ def pack(
     pattern that matches nothing; ``out`` is then left as it was.
     """
     started = perf_counter()
-    plan = _plan(bits, clusters, max_error, lossless)
+    plan = _plan(options)
+    include, exclude = tuple(options.get("include", ())), tuple(options.get("exclude", ()))
     if plan is None and (include or exclude):
         raise SpecError("include and exclude choose what to compress; a lossless pack compresses nothing")
     checkpoint = open_checkpoint(Path(source))
-    choices = _choices(list(checkpoint.files), tuple(include), tuple(exclude))
+    choices = _choices(list(checkpoint.files), include, exclude)
     rows: list[PackRow] = []
 
     def tensors() -> Iterator[tuple[str, CompressedTensor]]:
@@ -138,20 +145,21 @@ def unpack(source: str | Path, out: str | Path, *, progress: Progress = silent) 
         return size
 
 
-def _plan(
-    bits: int | None, clusters: int | None, max_error: float | None, lossless: bool
-) -> Cluster | float | None:
-    given = {"bits": bits, "clusters": clusters, "max_error": max_error, "lossless": lossless or None}
-    named = [name for name, value in given.items() if value is not None]
+def _plan(options: PackOptions) -> Cluster | float | None:
+    for name in options:
+        if name not in PackOptions.__annotations__:
+            raise SpecError(f"pack has no option {name!r}.{did_you_mean(name, PackOptions.__annotations__)}")
+    amounts = ("bits", "clusters", "max_error", "lossless")
+    named = [name for name in amounts if options.get(name) not in (None, False)]
     if len(named) > 1:
-        raise SpecError(f"pack takes one of {', '.join(given)}; given: {', '.join(named)}")
+        raise SpecError(f"pack takes one of {', '.join(amounts)}; given: {', '.join(named)}")
+    max_error = options.get("max_error")
     if max_error is not None:
         if not 0 < max_error < float("inf"):
             raise SpecError(f"max_error is {max_error}: it has to be a finite number above 0")
         return float(max_error)
-    if bits is None and clusters is None:
-        return None
-    return Cluster(bits=bits, clusters=clusters)
+    bits, clusters = options.get("bits"), options.get("clusters")
+    return None if bits is None and clusters is None else Cluster(bits=bits, clusters=clusters)
 
 
 def _choices(names: list[str], include: tuple[str, ...], exclude: tuple[str, ...]) -> dict[str, _Choice]:
