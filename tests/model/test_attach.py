@@ -153,6 +153,43 @@ def test_codes_follow_the_latents() -> None:
     assert torch.equal(storage.dense()[kept], nearest)
 
 
+def test_pruned_weights_are_not_in_the_code_of_a_value_that_became_zero() -> None:
+    model = net()
+    storage = weight(model)
+    prune(model, storage, 0.3)
+    cluster(model, storage, Cluster(bits=3), latent=True)
+    held = storage.parametrization
+    with torch.no_grad():
+        held.original0[0, 0] = 0.0
+        held[0].assign_(held.original0, held.original1)
+        held.original0[0, 0] = 9.0
+    assert (storage.dense()[~torch.from_numpy(storage.mask())] == 0).all()
+
+
+@pytest.mark.parametrize(("update", "latent"), VARIANTS)
+def test_pruned_weights_have_no_part_in_the_gradient(update: str, latent: bool) -> None:
+    model = net()
+    storage = weight(model)
+    prune(model, storage, 0.5)
+    model[0](torch.randn(3, 9)).sum().backward()
+    pruned = ~torch.from_numpy(storage.mask())
+    assert (storage.originals()[0].grad[pruned] == 0).all()
+    cluster(model, storage, Cluster(bits=3, update=update), latent)
+    model[0](torch.randn(3, 9)).sum().backward()
+    if latent or update == "mean":
+        grad = storage.originals()[-1].grad
+        assert (grad[pruned] == 0).all()
+        assert (grad[~pruned] != 0).any()
+    else:
+        assert (storage.originals()[0].grad[held_zero(storage)] == 0).all()
+
+
+def held_zero(storage: Storage) -> Tensor:
+    zero = storage.parametrization[0].zero
+    assert zero.sum() == 1
+    return zero
+
+
 def test_a_zero_that_was_not_pruned_may_be_left_and_taken() -> None:
     model = net()
     storage = weight(model)

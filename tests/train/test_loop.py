@@ -253,7 +253,12 @@ def test_gradual_pruning_ranks_layers_together_and_keeps_earlier_zeros() -> None
     first = next(one for one in storages(model) if one.name == "4.weight")
     attach_mask(model, first, magnitude_mask(first.dense(), fraction=0.25))
     zeros = first.dense() == 0
-    controls = gradual(model, "global")
+
+    class Watch(Control):
+        def after_step(self, step: int, total: int) -> None:
+            assert (first.dense()[zeros] == 0).all()
+
+    controls = [*gradual(model, "global"), Watch()]
     fit(model, made_task(batches()), Train(epochs=4, lr=1e-4), seed=0, controls=controls)
     sparsity = {one.name: float((one.dense() == 0).float().mean()) for one in storages(model)}
     assert sparsity["4.weight"] < 0.5 < sparsity["0.weight"]
