@@ -75,7 +75,8 @@ def run(job: Job) -> dict[str, Any]:
         row: dict[str, Any] = json.loads(row_file.read_text())
         if row["recipe_text"] == job.recipe.read_text():
             return row
-    task = mnist_task(job.net, trained(job.net, job.seed, shifts=job.shifts), seed=job.seed, shifts=job.shifts)
+    weights = trained(job.net, job.seed, shifts=job.shifts)
+    task = mnist_task(job.net, weights, seed=job.seed, shifts=job.shifts)
     result = tersor.compress(task, recipe, out=folder, seed=job.seed, keep_stages=True)
     row = _row(job, task, result)
     shutil.copyfile(folder / "model.tersor", ARTIFACTS / f"{job.name}.tersor")

@@ -50,8 +50,9 @@ def trained_model(task: Task) -> nn.Module:
 
 
 def fresh_model(task: Task) -> nn.Module:
-    """What ``build`` gives, checked to be a module; :class:`TaskError` otherwise."""
-    model = task.build()
+    """What ``build`` gives, checked to be a module; :class:`TaskError` otherwise. The caller's chance stays."""
+    with torch.random.fork_rng():
+        model = task.build()
     if not isinstance(model, nn.Module):
         raise TaskError(f"build() of task {task.name!r} returned a {type(model).__name__}: "
                         "it has to return a torch.nn.Module")  # fmt: skip

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from tersor.errors import TersorError
@@ -39,7 +38,6 @@ class Result:
     layers: tuple[LayerRecord, ...]
     seconds: float
     path: Path
-    _keep: TemporaryDirectory[str] | None = field(default=None, repr=False, compare=False)
 
     @property
     def size_bytes(self) -> int:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import rmtree
+from tempfile import mkdtemp
 from time import perf_counter
 from typing import Literal
+from weakref import finalize
 
 import numpy as np
 
@@ -53,22 +55,34 @@ def compress(
     Raises :class:`SpecError`, :class:`TaskError` or :class:`TensorError` for what cannot be done, and
     :class:`VerificationError` if the file does not give back the model; ``out`` is then as it was.
     """
-    started = perf_counter()
     plan = load_recipe(recipe)
-    keep = TemporaryDirectory(prefix="tersor-") if out is None else None
-    folder = Path(keep.name if keep else out or "")
-    store = StageStore.open(folder, task, plan, seed)
-    collected = _run_steps(plan, store, Context(task, seed, device, None, progress))
+    if out is not None:
+        return _compress(Path(out), plan, Context(task, seed, device, None, progress), keep_stages)
+    folder = Path(mkdtemp(prefix="tersor-"))
+    try:
+        result = _compress(folder, plan, Context(task, seed, device, None, progress), keep_stages)
+    except BaseException:
+        rmtree(folder, ignore_errors=True)
+        raise
+    finalize(result, rmtree, folder, ignore_errors=True)
+    return result
+
+
+def _compress(folder: Path, recipe: Recipe, context: Context, keep_stages: bool) -> Result:
+    started = perf_counter()
+    task, device, progress = context.task, context.device, context.progress
+    store = StageStore.open(folder, task, recipe, context.seed)
+    collected = _run_steps(recipe, store, context)
     fresh = store.work / ARTIFACT
-    ledger = write(fresh, collected.tensors.items(), aliases=collected.aliases, speed=file_speed(plan))
+    ledger = write(fresh, collected.tensors.items(), aliases=collected.aliases, speed=file_speed(recipe))
     original = trained_model(task)
     baseline = evaluate_model(original.to(device), task, task.test, device=device, progress=progress)
     artifact = evaluate(task, fresh, device=device, progress=progress)
     fresh.replace(folder / ARTIFACT)
     result = Result(
         task=task.name,
-        recipe=plan,
-        seed=seed,
+        recipe=recipe,
+        seed=context.seed,
         baseline=baseline,
         artifact=artifact,
         comparison=compare(baseline, artifact, higher_is_better=task.higher_is_better),
@@ -78,7 +92,6 @@ def compress(
         layers=_layers(collected, ledger, store.stages),
         seconds=perf_counter() - started,
         path=folder / ARTIFACT,
-        _keep=keep,
     )
     result.save(folder)
     store.finish(keep_stages)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from tersor.task import Task
 from tersor.tensor.cluster import cluster_tensor
 from tersor.tensor.compressed import Codebook
 from tersor.tensor.masks import magnitude_masks
-from tersor.train.control import Control, GradualPruning, Reassignment
+from tersor.train.control import Control, GradualPruning, Reassignment, ranked_together
 from tersor.train.loop import fit
 
 
@@ -62,53 +62,46 @@ def without_training(step: Step) -> Step:
 
 def _prune(model: nn.Module, step: Prune, context: Context) -> list[Touched]:
     selected = select(model, step)
-    chosen = [(one.storage, one.step) for one in selected if isinstance(one.step, Prune)]
+    chosen = [one for one in selected if one.step is not None]
     if step.schedule == "gradual" and step.train is not None:
-        _train(model, step.train, context, [GradualPruning(model, step)])
+        _train(model, step.train, context, [GradualPruning(model, chosen, step)])
         return _report(model, selected)
-    for ranked in _ranked_together(chosen, step):
-        amount = {name: getattr(ranked[0][1], name) for name in AMOUNTS}
-        masks = magnitude_masks([storage.dense() for storage, _ in ranked], **amount)
-        for (storage, _), mask in zip(ranked, masks, strict=True):
-            attach_mask(model, storage, mask)
+    for ranked in ranked_together(chosen, step):
+        amount = {name: getattr(ranked[0].step, name) for name in AMOUNTS}
+        with in_context(", ".join(one.storage.name for one in ranked)):
+            masks = magnitude_masks([one.storage.dense() for one in ranked], **amount)
+        for one, mask in zip(ranked, masks, strict=True):
+            attach_mask(model, one.storage, mask)
     if step.train is not None:
         _train(model, step.train, context)
     return _report(model, selected)
 
 
-def _ranked_together(chosen: list[tuple[Storage, Prune]], step: Prune) -> list[list[tuple[Storage, Prune]]]:
-    """One by one; or, with a global scope, all weights with the same amount together."""
-    if step.scope == "layer":
-        return [[one] for one in chosen]
-    together: dict[tuple[object, ...], list[tuple[Storage, Prune]]] = {}
-    for storage, resolved in chosen:
-        amount = tuple(getattr(resolved, name) for name in AMOUNTS)
-        together.setdefault(amount, []).append((storage, resolved))
-    return list(together.values())
-
-
 def _cluster(model: nn.Module, step: Cluster, context: Context) -> list[Touched]:
     selected = select(model, step)
-    chosen = [(one.storage, one.step) for one in selected if isinstance(one.step, Cluster)]
-    weighed = {storage.name for storage, resolved in chosen if resolved.importance == "fisher"}
+    chosen = [one for one in selected if one.step is not None]
+    specs = {one.storage.name: cast(Cluster, one.step) for one in chosen}
+    weighed = {name for name, spec in specs.items() if spec.importance == "fisher"}
     importance: dict[str, NDArray[np.float32]] = {}
     if weighed:
         importance = diagonal_fisher(
             model, context.task, weighed, batches=step.fisher_batches, device=context.device
         )
-    for done, (storage, resolved) in enumerate(chosen):
+    for done, one in enumerate(chosen):
+        storage, spec = one.storage, specs[one.storage.name]
         context.progress(step.name, done, len(chosen), storage.name)
         with in_context(storage.name):
             compressed = cluster_tensor(
                 storage.dense(),
-                resolved,
+                spec,
                 mask=storage.mask(),
                 importance=importance.get(storage.name),
                 seed=context.seed,
             )
-            attach_codebook(model, storage, compressed, update=resolved.update, latent=resolved.reassign > 0)
+        attach_codebook(model, storage, compressed, update=spec.update, latent=spec.reassign > 0)
+    context.progress(step.name, len(chosen), len(chosen))
     if step.train is not None:
-        controls = [Reassignment(model, step)] if step.reassign else []
+        controls = [Reassignment(model, chosen, step.reassign)] if step.reassign else []
         _train(model, step.train, context, controls)
     return _report(model, selected)
 

@@ -1,0 +1,199 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import tersor
+from tersor.artifact.writer import write
+from tersor.pipeline import run as run_module
+
+
+def test_the_score_is_that_of_the_file(task, recipe, tmp_path):
+    result = tersor.compress(task, recipe, out=tmp_path)
+    assert (
+        result.size_bytes
+        == (tmp_path / "model.tersor").stat().st_size
+        == sum(row.size_bytes for row in result.ledger.rows)
+    )
+    assert tersor.evaluate(task, tmp_path / "model.tersor").value == result.artifact.value
+    assert result.dense_bytes == sum(one.numel() * one.element_size() for one in task.weights.values())
+
+
+def test_zeros_and_shared_values_are_in_the_file(task, recipe, tmp_path):
+    result = tersor.compress(task, recipe, out=tmp_path)
+    tensors = tersor.load(tmp_path / "model.tersor")
+    assert (tensors["4.weight"] == 0).float().mean() >= 0.5
+    assert (tensors["6.weight"] == 0).float().mean() < 0.5
+    for name in ("0.weight", "4.weight", "6.weight"):
+        assert len(tensors[name].unique()) <= 8
+    layers = {layer.name: layer for layer in result.layers}
+    assert layers["4.weight"].steps == ("prune", "cluster")
+    assert layers["6.weight"].steps == ("cluster",)
+    assert layers["1.num_batches_tracked"].steps == ()
+
+
+def test_same_seed_same_bytes_and_another_seed_other_bytes(task, recipe, tmp_path):
+    # Batches in fixed order and no dropout: only the random start of the codebooks hangs on the seed.
+    drawn = recipe.with_fields("cluster", init="random")
+    files = [
+        tersor.compress(task, drawn, out=tmp_path / name, seed=seed).path.read_bytes()
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
+    assert files[0] == files[1] != files[2]
+
+
+def test_nothing_that_was_passed_in_changes(task, recipe):
+    before = {name: one.clone() for name, one in task.weights.items()}
+    chance = torch.get_rng_state()
+    tersor.compress(task, recipe)
+    assert all(torch.equal(before[name], one) for name, one in task.weights.items())
+    assert torch.equal(chance, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 9, 14, 20, 25])
+def test_an_interrupted_run_goes_on_to_the_same_bytes(task, recipe, tmp_path, stop_at):
+    whole = tersor.compress(task, recipe, out=tmp_path / "whole").path.read_bytes()
+    seen = 0
+
+    def score(output, batch):
+        return (output.argmax(1) == batch[1]).float()
+
+    def loss(output, batch):
+        nonlocal seen
+        seen += 1
+        if seen == stop_at:
+            raise KeyboardInterrupt
+        return task.loss(output, batch)
+
+    out = tmp_path / "broken"
+    out.mkdir()
+    (out / "model.tersor").write_bytes(b"an earlier good file")
+    with pytest.raises(KeyboardInterrupt):
+        tersor.compress(replace(task, loss=loss, score=score), recipe, out=out)
+    assert (out / "model.tersor").read_bytes() == b"an earlier good file"
+    result = tersor.compress(task, recipe, out=out)
+    assert result.path.read_bytes() == whole
+    assert sorted(path.name for path in out.iterdir()) == ["model.tersor", "recipe.yaml", "result.json"]
+
+
+def test_another_recipe_does_not_go_on_from_the_stages_of_the_first(task, recipe, tmp_path):
+    other = recipe.with_fields("cluster", bits=2)
+    expected = tersor.compress(task, other, out=tmp_path / "other").path.read_bytes()
+    stopped = replace(task, loss=_after(task.loss, 20))
+    with pytest.raises(KeyboardInterrupt):
+        tersor.compress(stopped, recipe, out=tmp_path / "out")
+    assert tersor.compress(task, other, out=tmp_path / "out").path.read_bytes() == expected
+
+
+def test_stages_are_files_of_their_own(task, recipe, tmp_path):
+    result = tersor.compress(task, recipe, out=tmp_path, keep_stages=True)
+    assert [stage.step for stage in result.stages] == ["prune", "cluster", "more", "code"]
+    for index, stage in enumerate(result.stages):
+        path = tmp_path / "stages" / f"{index}-{stage.step}.tersor"
+        assert path.stat().st_size == stage.size_bytes
+        assert tersor.evaluate(task, path, loader=task.validation).value == stage.validation
+
+
+def test_result_json_holds_what_the_result_says(task, recipe, tmp_path):
+    result = tersor.compress(task, recipe, out=tmp_path)
+    stored = json.loads((tmp_path / "result.json").read_text())
+    assert stored["size_bytes"] == result.size_bytes
+    assert stored["artifact"]["value"] == result.artifact.value
+    assert "per_sample" not in stored["artifact"]
+    assert tersor.load_recipe(tmp_path / "recipe.yaml") == recipe
+    again = result.save(tmp_path / "copy")
+    assert (again / "model.tersor").read_bytes() == result.path.read_bytes()
+
+
+def test_a_file_that_does_not_give_the_model_back_replaces_nothing(task, recipe, tmp_path, monkeypatch):
+    def lossy(path, tensors, **options):
+        return write(path, list(tensors)[:-1], **options)
+
+    good = tersor.compress(task, recipe, out=tmp_path).path.read_bytes()
+    monkeypatch.setattr(run_module, "write", lossy)
+    with pytest.raises(tersor.VerificationError, match="lacks"):
+        tersor.compress(task, recipe, out=tmp_path, seed=5)
+    assert (tmp_path / "model.tersor").read_bytes() == good
+
+
+def test_tied_weights_are_stored_once_and_come_back_tied(tied_task, tmp_path):
+    result = tersor.compress(tied_task, "cluster", out=tmp_path)
+    assert [layer.name for layer in result.layers] == ["inward.weight"]
+    model = tersor.load(tmp_path / "model.tersor", tied_task.build())
+    assert model.outward.weight is model.inward.weight
+    assert len(model.inward.weight.unique()) <= 16
+
+
+def test_a_metric_has_no_interval(task, recipe):
+    def metric(model, loader):
+        return sum(float((model(x).argmax(1) == y).sum()) for x, y in loader)
+
+    result = tersor.compress(replace(task, score=None, metric=metric), "cluster")
+    assert result.artifact.low is None
+    assert result.comparison.test == "none"
+    assert result.comparison.note
+
+
+def test_pruning_after_clustering_keeps_the_values_shared(task):
+    recipe = tersor.Recipe(steps=(tersor.Cluster(bits=2), tersor.Prune(fraction=0.5)))
+    result = tersor.compress(task, recipe)
+    weight = tersor.load(result.path)["4.weight"]
+    assert (weight == 0).float().mean() >= 0.5
+    assert len(weight.unique()) <= 5
+
+
+@pytest.mark.parametrize("fisher", ["none", "fisher"])
+def test_entropy_constrained_codebooks_take_importance(task, fisher):
+    recipe = tersor.load_recipe("entropy").with_fields("cluster", importance=fisher)
+    assert tersor.compress(task, recipe).ratio > 3
+
+
+def test_reassignment_keeps_zeros_and_the_number_of_values(task):
+    train = tersor.Train(epochs=3, lr=1e-2)
+    for update in ("gradient", "mean"):
+        cluster = tersor.Cluster(bits=3, update=update, reassign=1, train=train)
+        result = tersor.compress(task, tersor.Recipe(steps=(tersor.Prune(fraction=0.6), cluster)))
+        weight = tersor.load(result.path)["4.weight"]
+        assert (weight == 0).float().mean() >= 0.6
+        assert len(weight.unique()) <= 8
+
+
+def test_nan_in_a_weight_is_refused_by_name_and_count(task, tmp_path):
+    weights = {name: one.clone() for name, one in task.weights.items()}
+    weights["4.weight"][0, :2] = float("nan")
+    with pytest.raises(tersor.TensorError, match=r"4\.weight.*2 "):
+        tersor.compress(replace(task, weights=weights), "cluster", out=tmp_path)
+    assert not (tmp_path / "model.tersor").exists()
+
+
+def test_nan_in_a_buffer_is_kept(task):
+    weights = {name: one.clone() for name, one in task.weights.items()}
+    weights["1.running_mean"][1] = float("nan")
+    result = tersor.compress(replace(task, weights=weights), "cluster")
+    assert torch.isnan(tersor.load(result.path)["1.running_mean"]).tolist() == [False, True, False, False]
+
+
+def test_a_pattern_that_matches_nothing(task):
+    recipe = tersor.Recipe(steps=(tersor.Cluster(bits=2, targets=("4.wieght",)),))
+    with pytest.raises(tersor.TargetError, match=r"step 'cluster'.*4\.wieght.*4\.weight"):
+        tersor.compress(task, recipe)
+
+
+def test_a_folder_that_is_a_file(task, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(tersor.TersorError, match="cannot work in"):
+        tersor.compress(task, "cluster", out=tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def _after(loss, calls):
+    left = [calls]
+
+    def stopping(output, batch):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return loss(output, batch)
+
+    return stopping
