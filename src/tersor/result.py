@@ -73,14 +73,28 @@ class Ledger:
 
 
 @dataclass(frozen=True)
+class Touched:
+    """What a step did to one tensor, or why it did nothing."""
+
+    name: str
+    applied: bool
+    detail: str
+
+
+@dataclass(frozen=True)
 class StageRecord:
-    """The model after one step of the recipe, written as a file of its own."""
+    """The model after one step of the recipe, written as a file of its own.
+
+    validation -- its score on the validation data, if there is any.
+    touched -- every parameter that the step looked at: what was done, or why it was skipped.
+    """
 
     step: str
     kind: str
     size_bytes: int
     validation: float | None
     seconds: float
+    touched: tuple[Touched, ...]
 
 
 @dataclass(frozen=True)

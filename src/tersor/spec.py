@@ -159,6 +159,11 @@ class Cluster:
         _one_of(self, "granularity", ("tensor", "channel", "block"))
         _one_of(self, "importance", ("none", "fisher"))
         _one_of(self, "update", ("gradient", "mean"))
+        if (self.granularity == "block") != (self.block_size > 0):
+            raise SpecError(
+                f"granularity is {self.granularity!r} with block_size {self.block_size}: "
+                "a block, and only a block, has a size of at least 1"
+            )
         if self.rate and self.init not in ("optimal", "exact"):
             raise SpecError(f"an entropy-constrained codebook starts from optimal, not {self.init!r}")
 

@@ -95,6 +95,13 @@ def test_stages_are_files_of_their_own(task, recipe, tmp_path):
         assert tersor.evaluate(task, path, loader=task.validation).value == stage.validation
 
 
+def test_the_record_says_what_was_skipped_and_why(task, recipe, tmp_path):
+    tersor.compress(task, recipe, out=tmp_path)
+    stored = json.loads((tmp_path / "result.json").read_text())["stages"][0]["touched"]
+    assert {"name": "6.weight", "applied": False, "detail": "rule '6' skips it"} in stored
+    assert {"name": "4.bias", "applied": False, "detail": "bias"} in stored
+
+
 def test_result_json_holds_what_the_result_says(task, recipe, tmp_path):
     result = tersor.compress(task, recipe, out=tmp_path)
     stored = json.loads((tmp_path / "result.json").read_text())

@@ -16,7 +16,7 @@ from tersor.report import (
     score_table,
     stage_table,
 )
-from tersor.result import Comparison, LayerRecord, Ledger, LedgerRow, Score, StageRecord
+from tersor.result import Comparison, LayerRecord, Ledger, LedgerRow, Score, StageRecord, Touched
 
 LEDGER = Ledger(
     (
@@ -85,8 +85,9 @@ def test_the_ledger_adds_up_by_row_and_by_part():
 
 
 def test_stages():
-    table = stage_table((StageRecord("prune", "prune", 1000, None, 1.25),), 9480)
-    assert table.rows == (("prune", "prune", "1,000 B (1 kB)", "9.5x", "-", "1.2"),)
+    touched = (Touched("fc", True, "90 % zeros"), Touched("b", False, "bias"))
+    table = stage_table((StageRecord("prune", "prune", 1000, None, 1.25, touched),), 9480)
+    assert table.rows == (("prune", "prune", "1 of 2", "1,000 B (1 kB)", "9.5x", "-", "1.2"),)
 
 
 def test_the_plan_says_that_it_is_an_estimate():

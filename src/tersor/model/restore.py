@@ -50,7 +50,10 @@ def trained_model(task: Task) -> nn.Module:
 
 
 def fresh_model(task: Task) -> nn.Module:
-    """What ``build`` gives, checked to be a module; :class:`TaskError` otherwise. The caller's chance stays."""
+    """What ``build`` gives, checked to be a module; :class:`TaskError` otherwise.
+
+    The caller's random numbers go on as if nothing had been built.
+    """
     with torch.random.fork_rng():
         model = task.build()
     if not isinstance(model, nn.Module):

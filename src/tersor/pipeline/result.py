@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ class Result:
             "baseline": _plain(self.baseline),
             "artifact": _plain(self.artifact),
             "comparison": _plain(self.comparison),
-            "stages": [_plain(stage) for stage in self.stages],
+            "stages": [asdict(stage) for stage in self.stages],
             "layers": [_plain(layer) for layer in self.layers],
             "ledger": [_plain(row) | {"size_bytes": row.size_bytes} for row in self.ledger.rows],
             "seconds": self.seconds,

@@ -119,8 +119,9 @@ def _run_steps(recipe: Recipe, store: StageStore, context: Context) -> Collected
             size_bytes=ledger.file_bytes,
             validation=_validation_score(context, path),
             seconds=perf_counter() - started,
+            touched=tuple(touched),
         )
-        store.add(Stage(path, record, tuple(touched)))
+        store.add(Stage(path, record))
     return collected
 
 
@@ -160,7 +161,7 @@ def _layers(collected: Collected, ledger: Ledger, stages: list[Stage]) -> tuple[
         steps = [
             stage.record.step
             for stage in stages
-            if any(one.name == name and one.applied for one in stage.touched)
+            if any(one.name == name and one.applied for one in stage.record.touched)
         ]
         records.append(
             LayerRecord(

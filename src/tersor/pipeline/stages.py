@@ -14,9 +14,8 @@ import torch
 import tersor
 from tersor.errors import TersorError
 from tersor.model.restore import trained_model
-from tersor.pipeline.steps import Touched
 from tersor.recipe.load import dump_recipe
-from tersor.result import StageRecord
+from tersor.result import StageRecord, Touched
 from tersor.spec import Recipe
 from tersor.task import Task
 
@@ -25,11 +24,10 @@ WORK, KEPT = ".tersor-run", "stages"
 
 @dataclass(frozen=True)
 class Stage:
-    """A finished step: its file, what it measured, and what it did to each tensor."""
+    """A finished step: its file, and what was done and measured."""
 
     path: Path
     record: StageRecord
-    touched: tuple[Touched, ...]
 
 
 @dataclass
@@ -72,9 +70,7 @@ class StageStore:
         """Note a finished step, after its file is complete; its training checkpoint is spent."""
         note = stage.path.with_suffix(".json")
         partial = note.with_suffix(".part")
-        partial.write_text(
-            json.dumps({"record": asdict(stage.record), "touched": [asdict(one) for one in stage.touched]})
-        )
+        partial.write_text(json.dumps(asdict(stage.record)))
         partial.replace(note)
         stage.path.with_suffix(".checkpoint").unlink(missing_ok=True)
         self.stages.append(stage)
@@ -91,8 +87,8 @@ class StageStore:
 
 def _read(path: Path, note: Path) -> Stage:
     stored = json.loads(note.read_text())
-    record = stored["record"] | {"size_bytes": path.stat().st_size}
-    return Stage(path, StageRecord(**record), tuple(Touched(**one) for one in stored["touched"]))
+    touched = tuple(Touched(**one) for one in stored["touched"])
+    return Stage(path, StageRecord(**stored | {"touched": touched}))
 
 
 def _fingerprint(task: Task, recipe: Recipe, seed: int) -> str:

@@ -16,6 +16,7 @@ from tersor.errors import in_context
 from tersor.model.attach import attach_codebook, attach_mask, collect_one
 from tersor.model.select import Selected, Storage, select, storages
 from tersor.progress import Progress, silent
+from tersor.result import Touched
 from tersor.spec import AMOUNTS, Cluster, Code, Prune, Step, Train
 from tersor.task import Task
 from tersor.tensor.cluster import cluster_tensor
@@ -34,15 +35,6 @@ class Context:
     device: str = "cpu"
     checkpoint: Path | None = None
     progress: Progress = silent
-
-
-@dataclass(frozen=True)
-class Touched:
-    """What a step did to one tensor, or why it did nothing."""
-
-    name: str
-    applied: bool
-    detail: str
 
 
 def apply_step(model: nn.Module, step: Step, context: Context) -> list[Touched]:

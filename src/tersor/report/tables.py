@@ -75,6 +75,7 @@ def stage_table(stages: Sequence[StageRecord], dense_bytes: int) -> Table:
         (
             stage.step,
             stage.kind,
+            f"{sum(one.applied for one in stage.touched)} of {len(stage.touched)}" if stage.touched else "",
             format_bytes(stage.size_bytes),
             _ratio(dense_bytes, stage.size_bytes),
             format_number(stage.validation),
@@ -82,8 +83,8 @@ def stage_table(stages: Sequence[StageRecord], dense_bytes: int) -> Table:
         )
         for stage in stages
     )
-    columns = ("step", "kind", "bytes", "ratio", "validation", "seconds")
-    return Table("after each step", columns, rows, left=2)
+    columns = ("step", "kind", "touched", "bytes", "ratio", "validation", "seconds")
+    return Table("after each step", columns, rows, left=3)
 
 
 def layer_table(layers: Sequence[LayerRecord], ledger: Ledger) -> Table:
