@@ -58,7 +58,9 @@ AROUND = SCRATCH + 8  # 8 levels: left, up, near, far, up left, up right, two le
 COLUMN_DENSITY, ROW_DENSITY, NEARBY_DENSITY = range(SCRATCH + 16, SCRATCH + 19)  # quantized
 ROW_BALANCE, ROW_SIZE = range(SCRATCH + 19, SCRATCH + 21)  # positive less negative; class of the last size
 SIZE_CONTEXTS = SCRATCH + 21  # 5 numbers below SIZE_ROOM
-DENSITY, BALANCE, LAST_SIZE = range(3)  # rows of what is known of each column
+EXPECTED_DENSITY = SCRATCH + 26  # column + row - overall, as logits, quantized
+ROW_MEAN, ROW_COUNT, OVERALL_MEAN, OVERALL_COUNT = range(SCRATCH + 27, SCRATCH + 31)  # of sizes, x 256
+DENSITY, BALANCE, LAST_SIZE, MEAN_SIZE, SIZE_COUNT = range(5)  # rows of what is known of each column
 
 Known = NDArray[np.int64]
 
@@ -143,7 +145,7 @@ def _run(
     room = zero + sign + SIZE_INPUTS * nodes * SIZE_ROOM
     model = new_model(room, stream, decoding=decoding, rate=rate)
     model.memory[SCRATCH:AROUND] = above, below, center, *lags, zero, zero + sign, nodes
-    _code_matrix(codes, model.memory, model.slots, stream, np.zeros((3, columns), np.int64))
+    _code_matrix(codes, model.memory, model.slots, stream, np.zeros((5, columns), np.int64))
     return model
 
 
@@ -157,13 +159,18 @@ def _code_matrix(codes: Codes, memory: Memory, slots: Slots, stream: Stream, kno
         in_row = overall
         memory[ROW_BALANCE] = 0
         memory[ROW_SIZE] = 0
+        memory[ROW_MEAN] = memory[OVERALL_MEAN]
+        memory[ROW_COUNT] = 3
         slots[memory[SIGNS] - 1] = 1 << 31
         slots[memory[SIZES] - 1] = 1 << 31
         for c in range(columns):
             if r == 0:
                 known[DENSITY, c] = overall
+            if known[SIZE_COUNT, c] == 0:
+                known[MEAN_SIZE, c] = memory[OVERALL_MEAN]
+                known[SIZE_COUNT, c] = 3
             _look_around(codes, r, c, memory)
-            _quantize_density(memory, known, r, c, in_row)
+            _quantize_density(memory, known, r, c, in_row, overall)
             level = np.int64(codes[r, c]) - memory[CENTER]
             filled = _code_zero(memory, slots, stream, c, level)
             overall = _moved(overall, filled, STEP[seen])
@@ -201,7 +208,7 @@ def _look_around(codes: Codes, r: int, c: int, memory: Memory) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _quantize_density(memory: Memory, known: Known, r: int, c: int, in_row: int) -> None:
+def _quantize_density(memory: Memory, known: Known, r: int, c: int, in_row: int, overall: int) -> None:
     columns = known.shape[1]
     lag = memory[NEAR]
     own = known[DENSITY, c]
@@ -211,6 +218,8 @@ def _quantize_density(memory: Memory, known: Known, r: int, c: int, in_row: int)
     nearby += known[DENSITY, c + lag] if c + lag < columns and r > 0 else own
     memory[COLUMN_DENSITY] = _step_of(STRETCH[own >> 4], 14)
     memory[ROW_DENSITY] = _step_of(STRETCH[in_row >> 4], 12)
+    logit = STRETCH[own >> 4] + STRETCH[in_row >> 4] - STRETCH[overall >> 4]
+    memory[EXPECTED_DENSITY] = _step_of(logit, 48)
     memory[NEARBY_DENSITY] = _step_of(STRETCH[nearby >> 6], 14)
 
 
@@ -247,7 +256,7 @@ def _code_zero(memory: Memory, slots: Slots, stream: Stream, c: int, level: int)
     touching = 8 * (left > 0) + 4 * (near > 0) + 2 * (up > 0) + (far > 0)
     beside = min(left, 2) * 27 + min(up, 2) * 9 + min(near, 2) * 3 + min(far, 2)
     corners = min(up_left, 2) * 27 + min(up_right, 2) * 9 + min(left2, 2) * 3 + min(up2, 2)
-    memory[CHOSEN] = 0
+    memory[CHOSEN] = memory[EXPECTED_DENSITY]
     memory[CHOSEN + 1] = INPUTS * ZERO_ROOM + c
     memory[CHOSEN + 2] = memory[SIGNS] - 1
     memory[CHOSEN + 3] = 3 * ZERO_ROOM + beside
@@ -277,15 +286,36 @@ def _code_level(memory: Memory, slots: Slots, stream: Stream, known: Known, c: i
     octave = 0
     while (1 << octave) <= total and octave < 7:
         octave += 1
-    memory[SIZE_CONTEXTS] = 0
+    expected = _fine_log(known[MEAN_SIZE, c]) + _fine_log(memory[ROW_MEAN]) - _fine_log(memory[OVERALL_MEAN])
+    memory[SIZE_CONTEXTS] = max(0, min(SIZE_ROOM - 1, expected))
     memory[SIZE_CONTEXTS + 1] = known[LAST_SIZE, c] * 8 + memory[ROW_SIZE]
     memory[SIZE_CONTEXTS + 2] = octave
     memory[SIZE_CONTEXTS + 3] = min(left, 3) * 16 + min(up, 3) * 4 + min(near, 3)
     memory[SIZE_CONTEXTS + 4] = memory[COLUMN_DENSITY]
     size = _code_size(memory, slots, stream, negative, abs(level))
-    known[LAST_SIZE, c] = _size_class(size)
-    memory[ROW_SIZE] = _size_class(size)
+    _remember_size(memory, known, c, size)
     return -size if negative else size
+
+
+@njit(cache=True, nogil=True)
+def _remember_size(memory: Memory, known: Known, c: int, size: int) -> None:
+    known[LAST_SIZE, c] = _size_class(size)
+    known[MEAN_SIZE, c] += ((size * 256 - known[MEAN_SIZE, c]) * STEP[known[SIZE_COUNT, c]]) >> 16
+    known[SIZE_COUNT, c] = min(known[SIZE_COUNT, c] + 1, 60)
+    memory[ROW_SIZE] = _size_class(size)
+    memory[ROW_MEAN] += ((size * 256 - memory[ROW_MEAN]) * STEP[memory[ROW_COUNT]]) >> 16
+    memory[ROW_COUNT] = min(memory[ROW_COUNT] + 1, 60)
+    memory[OVERALL_MEAN] += ((size * 256 - memory[OVERALL_MEAN]) * STEP[memory[OVERALL_COUNT]]) >> 16
+    memory[OVERALL_COUNT] = min(memory[OVERALL_COUNT] + 1, 1000)
+
+
+@njit(cache=True, nogil=True)
+def _fine_log(mean: int) -> int:
+    """Quarters of an octave above 1, for a mean of sizes in 1/256."""
+    octave = 8
+    while (2 << octave) <= mean:
+        octave += 1
+    return max(0, 4 * (octave - 8) + ((mean >> (octave - 2)) & 3))
 
 
 @njit(cache=True, nogil=True)

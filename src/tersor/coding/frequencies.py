@@ -3,8 +3,9 @@
 A table gives each of ``levels`` symbols a step: 0 for never, else 1 + round(8 log2(count / least count)).
 The matrix of steps (one row a table) is stored by method 4 (256 levels, center 0) behind its length, a
 varint. A step s > 0 weighs MANTISSAS[(s - 1) % 8] << ((s - 1) // 8); the frequency of a symbol is
-max(1, ((weight << bits) + total / 2) / total) in whole numbers, and the most frequent symbol (the first of
-them) takes what is missing to 2^bits or gives what is too much. A table of all zeros names no symbol.
+max(1, floor((weight << bits) / total)). What is missing to 2^bits goes, one each, to the symbols with the
+largest remainders (the first of equals). What is too much is taken from the most frequent symbols in turn
+(the first of equals), at most half of each, round after round. A table of all zeros names no symbol.
 """
 
 from __future__ import annotations
@@ -46,12 +47,27 @@ def decode_tables(payload: bytes, at: int, shape: tuple[int, int]) -> tuple[Tabl
 
 def frequencies(steps: Table, bits: int) -> Table:
     """Frequencies (tables, levels) that sum to 2^bits in each table that names a symbol."""
-    weights = np.where(steps > 0, MANTISSAS[(steps - 1) % 8] << (np.maximum(steps - 1, 0) // 8), 0)
-    total = np.maximum(weights.sum(axis=1, keepdims=True), 1)
-    shares = np.where(steps > 0, np.maximum(((weights << bits) + total // 2) // total, 1), 0)
-    used = np.flatnonzero(steps.any(axis=1))
-    largest = shares[used].argmax(axis=1)
-    shares[used, largest] += (1 << bits) - shares[used].sum(axis=1)
-    if (shares[used, largest] < 1).any():
-        raise FormatError(f"a frequency table names more symbols than 2^{bits} has room for")
+    shares = np.zeros_like(steps)
+    for table, own in enumerate(steps):
+        used = np.flatnonzero(own)
+        if len(used) > 1 << bits:
+            raise FormatError(f"a frequency table names {len(used)} symbols, 2^{bits} have room")
+        weights = MANTISSAS[(own[used] - 1) % 8] << ((own[used] - 1) // 8)
+        if len(used):
+            shares[table, used] = _share_out(weights << bits, int(weights.sum()), 1 << bits)
     return shares
+
+
+def _share_out(parts: Table, total: int, whole: int) -> Table:
+    share = np.maximum(parts // total, 1)
+    missing = whole - int(share.sum())
+    if missing > 0:
+        share[np.argsort(-(parts % total), kind="stable")[:missing]] += 1
+    while missing < 0:
+        for symbol in np.argsort(-share, kind="stable"):
+            given = min(-missing, int(share[symbol]) // 2)
+            share[symbol] -= given
+            missing += given
+            if not missing:
+                break
+    return share

@@ -2,7 +2,8 @@
 
 Method 0: width = bits of (levels - 1), from 0 to 16; code i takes the bits from i x width on, least
 significant bit first, bytes in order; the last byte is filled with zeros. Method 1: the same with the
-width rounded up to 0, 1, 2, 4, 8 or 16, as one Zstandard frame (RFC 8878) without its magic number.
+width rounded up to 0, 1, 2, 4, 8 or 16, as one Zstandard frame (RFC 8878) without magic number,
+content size, checksum and dictionary: its first byte is 0.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from tersor.errors import FormatError
+
+MIN_WINDOW = 1024  # bytes, the least that a frame can name
 
 Codes = NDArray[np.uint16]
 
@@ -76,10 +79,21 @@ def deflate(plain: bytes, level: int) -> bytes:
 
 
 def inflate(frame: bytes, size: int) -> bytes:
-    """The ``size`` bytes of a frame; raises FormatError if it holds more, less, or has bytes after it."""
+    """The ``size`` bytes of a frame; raises FormatError if it holds more, less, or has bytes after it.
+
+    A frame that declares a size of its own, a dictionary or a window far beyond ``size`` is refused unread:
+    the library would take that much memory.
+    """
+    if not size:
+        raise FormatError("nothing is never stored as a Zstandard frame")
+    if len(frame) < 2 or frame[0]:
+        raise FormatError(f"a Zstandard frame starts with {frame[:1].hex() or 'nothing'}, not with 00")
+    window = (8 + (frame[1] & 7)) << (7 + (frame[1] >> 3))
+    if window > max(MIN_WINDOW, 2 * size):
+        raise FormatError(f"a Zstandard frame of {size} bytes asks for a window of {window}")
     reader = zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS)
     try:
-        plain = reader.decompress(frame, max_output_size=max(size, 1), allow_extra_data=False)
+        plain = reader.decompress(frame, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise FormatError(f"not one Zstandard frame of {size} bytes: {error}") from None
     if len(plain) != size:
