@@ -1,0 +1,116 @@
+"""Write docs/figures.md from benchmarks/results/*.json: no figure there is typed.
+
+python -m benchmarks.figures
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parent.parent / "docs" / "figures.md"
+
+Row = dict[str, Any]
+
+
+def page() -> str:
+    """The whole page, from the result files that are there."""
+    parts = [
+        "# Figures",
+        "Made from `benchmarks/results/*.json` by `make figures`. Times hold only as ratios in one run.",
+    ]
+    sections = {
+        "lenet": lenet,
+        "tutorials": tutorials,
+        "clustering": plain,
+        "coding": plain,
+        "pack": plain,
+        "baselines": plain,
+    }
+    for name, section in sections.items():
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            stored = json.loads(path.read_text())
+            where = stored["environment"]
+            parts += [
+                f"## {name}",
+                f"`{stored['command']}` on {where['cpu']}, {where['cores']} cores, torch {where['torch']}.",
+                *section(stored),
+            ]
+    return "\n\n".join(parts) + "\n"
+
+
+def lenet(stored: Row) -> list[str]:
+    """Per net: mean and spread beside the paper, the stage table, the layers of seed 0."""
+    parts = [table(
+        ["net", "shifts", "seeds", "bytes", "ratio", "error %", "spread", "baseline %", "Deep Compression"],
+        [[
+            one["net"], f"{one['shifts_pixels']} px", one["seeds"], round(one["size_bytes_mean"]),
+            f"{one['ratio_mean']:.1f}x", f"{one['error_percent_mean']:.2f}",
+            f"{one['error_percent_min']:.2f} to {one['error_percent_max']:.2f}",
+            f"{one['baseline_error_percent_mean']:.2f}",
+            f"{one['paper']['size_kb']} KB, {one['paper']['ratio']}x, {one['paper']['error_percent']} %",
+        ] for one in stored["summary"]],
+    )]  # fmt: skip
+    parts += ["After each stage (seed 0), each a file of its own; the first two are coded in the fast class:"]
+    parts.append(table(
+        ["net", "shifts", "stage", "bytes", "ratio", "error %", "paper's ratio"],
+        [[row["net"], f"{row['shifts_pixels']} px", stage, one["size_bytes"], f"{one['ratio']:.1f}x",
+          f"{one['error_percent']:.2f}", f"{paper_of(stored, row)['stages'][stage]}x"]
+         for row in stored["rows"] if row["seed"] == 0 for stage, one in row["stages"].items()],
+    ))  # fmt: skip
+    parts.append("Layers (seed 0), bits of the file for each weight beside the paper's code width:")
+    parts.append(table(
+        ["net", "shifts", "layer", "kept %", "paper", "values", "paper", "bits a weight", "bytes"],
+        [[row["net"], f"{row['shifts_pixels']} px", layer["name"], f"{layer['kept_percent']:.1f}",
+          paper_of(stored, row)["kept_percent"][layer["name"]], layer["levels"],
+          2 ** paper_of(stored, row)["weight_bits"][layer["name"]], f"{layer['bits_per_weight']:.2f}",
+          layer["size_bytes"]]
+         for row in stored["rows"] if row["seed"] == 0 for layer in row["layers"]
+         if layer["name"] in paper_of(stored, row)["kept_percent"]],
+    ))  # fmt: skip
+    return parts
+
+
+def paper_of(stored: Row, row: Row) -> Row:
+    """The paper's figures for a row's net."""
+    found: Row = next(one["paper"] for one in stored["summary"] if one["net"] == row["net"])
+    return found
+
+
+def tutorials(stored: Row) -> list[str]:
+    """Every seed of every net and method."""
+    names = ["net", "recipe", "seed", "size_bytes", "ratio", "error_percent", "baseline_error_percent"]
+    return [table(names, [[short(row.get(name, "")) for name in names] for row in stored["rows"]])]
+
+
+def plain(stored: Row) -> list[str]:
+    """The rows as they are: one table for each set of fields."""
+    kinds: dict[tuple[str, ...], list[Row]] = {}
+    for row in stored["rows"]:
+        flat = {name: value for name, value in row.items() if not isinstance(value, dict | list)}
+        kinds.setdefault(tuple(flat), []).append(flat)
+    return [
+        table(names, [[short(row[name]) for name in names] for row in rows]) for names, rows in kinds.items()
+    ]
+
+
+def table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = [" | ".join(names), " | ".join("---" for _ in names)]
+    lines += [" | ".join(str(cell) for cell in row) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def short(value: Any) -> Any:
+    """Floats to four significant digits, the rest as it is."""
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(page())
+    print(f"wrote {PAGE}")

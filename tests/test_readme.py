@@ -1,0 +1,72 @@
+"""Everything that the README shows is run, in the order in which it stands there."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tersor.cli.app import run
+
+README = Path(__file__).parent.parent / "README.md"
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(language):
+    return [body for name, body in BLOCK.findall(README.read_text()) if name == language]
+
+
+def commands():
+    lines = [line.split("#")[0].strip() for body in blocks("") for line in body.splitlines()]
+    return [line for line in lines if line]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    task, *_ = blocks("python")
+    (tmp_path / "my_task.py").write_text(task)
+    (tmp_path / "mine.yaml").write_text(blocks("yaml")[0].replace("epochs: 10", "epochs: 2"))
+    save_file({"a": torch.randn(64, 64), "b": torch.randn(64)}, tmp_path / "model.safetensors")
+    yield tmp_path
+    sys.modules.pop("my_task", None)
+
+
+def test_every_command_works(folder):
+    ran = 0
+    for line in commands():
+        program, *arguments = shlex.split(line)
+        if program == "tersor":
+            assert run(arguments) == 0, line
+            ran += 1
+        else:
+            assert program == "make"
+    assert ran >= 10
+
+
+def test_the_python_code_works(folder, capsys):
+    for body in blocks("python")[1:]:
+        exec(compile(body, "README.md", "exec"), {})
+    assert capsys.readouterr().out
+    assert {"model.tersor", "result.json", "recipe.yaml"} <= {one.name for one in (folder / "out").iterdir()}
+
+
+def test_every_make_target_exists():
+    makefile = (README.parent / "Makefile").read_text()
+    for target in re.findall(r"make ([a-z-]+)", README.read_text()):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_every_link_leads_somewhere():
+    for link in re.findall(r"\]\(([^)#:]+)\)", README.read_text()):
+        assert (README.parent / link).exists(), link
+
+
+def test_the_presets_in_the_table_are_the_presets():
+    from tersor.recipe import preset_names
+
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", README.read_text(), re.MULTILINE)) == set(preset_names())
