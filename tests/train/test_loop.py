@@ -20,7 +20,7 @@ from tersor.task import Task
 from tersor.tensor.cluster import cluster_tensor
 from tersor.tensor.masks import magnitude_mask
 from tersor.train.control import Control, GradualPruning, Reassignment
-from tersor.train.loop import EpochRecord, fit, to_device
+from tersor.train.loop import fit
 
 INPUTS = torch.randn(50, 6, generator=torch.Generator().manual_seed(5))
 TARGETS = (INPUTS[:, :3].sum(dim=1) > 0).long()
@@ -345,21 +345,3 @@ def test_a_loss_that_is_not_finite_is_told_with_its_step(bad: float, tmp_path: P
         fit(build(), made_task(batches(), loss=loss), Train(epochs=9, lr=0.5, schedule="constant"), seed=0,
             checkpoint=path)  # fmt: skip
     assert not path.exists()
-
-
-def test_batches_of_any_shape_move() -> None:
-    @dataclass
-    class Movable:
-        value: Tensor
-
-        def to(self, device: str) -> "Movable":
-            return Movable(self.value.to(device))
-
-    batch = ([INPUTS], {"a": (TARGETS, "text"), "b": 3}, Movable(INPUTS))
-    moved = to_device(batch, "meta")
-    assert moved[0][0].device.type == moved[1]["a"][0].device.type == moved[2].value.device.type == "meta"
-    assert moved[1]["a"][1] == "text"
-    assert moved[1]["b"] == 3
-    point = torch.return_types.max((INPUTS[:2, 0], TARGETS[:2]))
-    assert to_device(EpochRecord(0, 0, 0, 0), "cpu").epoch == 0
-    assert len(to_device(tuple(point), "meta")) == 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, astuple, dataclass, field
 from itertools import islice
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.errors import TaskError
+from tersor.measure.quality import to_device
 from tersor.progress import Progress, silent
 from tersor.spec import Train
 from tersor.task import Batch, Task
@@ -122,19 +123,6 @@ def make_optimizer(model: nn.Module, phase: Train) -> torch.optim.Optimizer:
             trained, lr=phase.lr, momentum=phase.momentum, weight_decay=phase.weight_decay, fused=fused
         )
     return torch.optim.AdamW(trained, lr=phase.lr, weight_decay=phase.weight_decay, fused=fused)
-
-
-def to_device(batch: Batch, device: str | torch.device) -> Batch:
-    """The batch with every tensor in its tuples, lists and mappings on ``device``."""
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(to_device(one, device) for one in batch))
-    if isinstance(batch, tuple | list):
-        return type(batch)(to_device(one, device) for one in batch)
-    if hasattr(batch, "to"):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {key: to_device(one, device) for key, one in batch.items()}
-    return batch
 
 
 @dataclass
