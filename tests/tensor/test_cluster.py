@@ -211,8 +211,10 @@ def test_a_kept_zero_is_lossless_and_a_mean_of_zero_is_not_the_pruned_code():
     values = torch.tensor([0.0, 1.0, -1.0, 5.0])
     mask = np.array([True, True, True, False])
     assert cluster_tensor(values, Cluster(clusters=3), mask=mask).decode().tolist() == [0, 1, -1, 0]
-    form = form_of(values, Cluster(clusters=2), mask=mask)
-    assert form.codes[1] == form.codes[2] != form.codes[3] == form.codes[0]
+    for init in ("optimal", "density"):
+        form = form_of(values, Cluster(clusters=2, init=init), mask=mask)
+        assert form.codes[1] == form.codes[2] != form.codes[3] == form.codes[0]
+        assert np.sum(form.codebook == 0) == 1
 
 
 @pytest.mark.parametrize("granularity,axis,groups", [("tensor", 0, 1), ("channel", 1, 5), ("channel", -1, 7)])

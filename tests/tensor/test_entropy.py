@@ -8,7 +8,8 @@ from hypothesis.extra import numpy as hnp
 
 from tersor.tensor.assign import assign, code_length
 from tersor.tensor.cluster import optimal_codebook
-from tersor.tensor.entropy import entropy_codebook
+from tersor.tensor.entropy import _alternate, entropy_codebook
+from tersor.tensor.histogram import unique_points
 
 
 def whole_cost(values, codebook, codes, price, level_bits):
@@ -113,6 +114,19 @@ def test_importance_moves_the_codebook():
     importance = np.where(values > 0, 1.999, 0.001).astype(np.float32)
     codebook, _ = entropy_codebook(values, 0.01, importance=importance)
     assert np.sum(codebook > 0) > 3 * np.sum(codebook < 0)
+
+
+def test_a_level_has_to_save_what_it_costs():
+    points = unique_points(np.arange(64, dtype=np.float32))
+    columns = points.values, points.weight, points.moment, points.count
+    found = [
+        len(_alternate(*columns, points.values, 1e-6, level_price, 64, False, 200)[0])
+        for level_price in (0.0, 0.4, 2.0, 1e9)
+    ]
+    assert found[0] == 64  # two neighbours that share a level add 0.5 to the error
+    assert found[1] == 64
+    assert 8 < found[2] < 64
+    assert found[3] == 1
 
 
 @pytest.mark.parametrize("rate", [0.0, 1e-9])
