@@ -126,7 +126,9 @@ def _look_up(values: F32, thresholds: F32, names: Codes, codes: Codes) -> None:
     np.cumsum(crowd, out=first[1:], dtype=np.uint16)
     padded = np.append(thresholds, np.float32(np.inf))
     search = _look_up_one if crowd.max() <= 1 else _look_up_many
-    search(values, low, scale, first, padded, names, codes)
+    search(values, low, scale, first, padded, codes)
+    if names[-1] >= len(names):
+        _rename(codes, names)
 
 
 @njit(cache=True, nogil=True)
@@ -167,17 +169,17 @@ def _cell_counts(thresholds, low, scale, cells):  # type: ignore[no-untyped-def]
 # Rounding is monotone: a weight of a later cell than a threshold's is above it, of an earlier one below.
 # So first[cell] thresholds are passed for certain, and only those of the weight's own cell are compared.
 @njit(cache=True, nogil=True)
-def _look_up_one(values, low, scale, first, thresholds, names, codes):  # type: ignore[no-untyped-def]
+def _look_up_one(values, low, scale, first, thresholds, codes):  # type: ignore[no-untyped-def]
     top = np.float32(first.size - 2)
     for i in range(values.size):
         value = values[i]
         at = np.uint32(first[np.uint32(min(max((value - low) * scale, np.float32(0)), top))])
         at += np.uint32(value >= thresholds[at])
-        codes[i] = names[at]
+        codes[i] = at
 
 
 @njit(cache=True, nogil=True)
-def _look_up_many(values, low, scale, first, thresholds, names, codes):  # type: ignore[no-untyped-def]
+def _look_up_many(values, low, scale, first, thresholds, codes):  # type: ignore[no-untyped-def]
     top = np.float32(first.size - 2)
     for i in range(values.size):
         value = values[i]
@@ -190,7 +192,13 @@ def _look_up_many(values, low, scale, first, thresholds, names, codes):  # type:
                 at = middle + np.uint32(1)
             else:
                 end = middle
-        codes[i] = names[at]
+        codes[i] = at
+
+
+@njit(cache=True, nogil=True)
+def _rename(codes, names):  # type: ignore[no-untyped-def]
+    for i in range(codes.size):
+        codes[i] = names[codes[i]]
 
 
 @njit(cache=True, nogil=True)
