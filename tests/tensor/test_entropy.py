@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from tersor.tensor.assign import assign, code_length
 from tersor.tensor.cluster import optimal_codebook
-from tersor.tensor.entropy import _alternate, entropy_codebook
+from tersor.tensor.entropy import _alternate, _sums, entropy_codebook
 from tersor.tensor.histogram import unique_points
 
 
@@ -118,9 +118,8 @@ def test_importance_moves_the_codebook():
 
 def test_a_level_has_to_save_what_it_costs():
     points = unique_points(np.arange(64, dtype=np.float32))
-    columns = points.values, points.weight, points.moment, points.count
     found = [
-        len(_alternate(*columns, points.values, 1e-6, level_price, 64, False, 200)[0])
+        len(_alternate(points.values, _sums(points), points.values, 1e-6, level_price, 64, False, 200)[0])
         for level_price in (0.0, 0.4, 2.0, 1e9)
     ]
     assert found[0] == 64  # two neighbours that share a level add 0.5 to the error

@@ -70,10 +70,10 @@ def _levels_at(rate: float) -> int:
 def _least_cost(points: Points, price: float, level_price: float, k: int, hold: bool) -> tuple[F32, F64]:
     if hold and k == 1:
         return np.zeros(1, np.float32), np.zeros(1)
-    columns = points.values, points.weight, points.moment, points.count
+    sums = _sums(points)
     best = np.inf
-    for start in _starts(points, price, level_price, k, hold):
-        levels, bits, cost = _alternate(*columns, start, price, level_price, k, hold, ITERATIONS)
+    for start in _starts(points, sums, price, level_price, k, hold):
+        levels, bits, cost = _alternate(points.values, sums, start, price, level_price, k, hold, ITERATIONS)
         if cost < best:
             best, found, lengths = cost, levels, bits
     codebook = found.astype(np.float32)
@@ -87,7 +87,9 @@ def _least_cost(points: Points, price: float, level_price: float, k: int, hold: 
     return codebook, lengths
 
 
-def _starts(points: Points, price: float, level_price: float, k: int, hold: bool) -> list[F64]:
+def _starts(
+    points: Points, sums: tuple[F64, F64, F64], price: float, level_price: float, k: int, hold: bool
+) -> list[F64]:
     if price == 0:
         return [optimal_levels(points, k, hold_zero=hold)]
     step = np.sqrt(6 * price / np.log(2))  # where d(step^2 / 12) = price x d(log2 step)
@@ -96,11 +98,17 @@ def _starts(points: Points, price: float, level_price: float, k: int, hold: bool
         starts.append(optimal_levels(points, k, hold_zero=hold))
     else:
         edges = candidates(points.values, points.weight, -1, CUT_CANDIDATES)
-        starts.append(_best_cut(points.weight, points.moment, points.count, edges, price, level_price))
+        starts.append(_best_cut(sums, edges, price, level_price))
     if hold:
         for start in starts:
             start[np.argmin(np.abs(start))] = 0.0
     return starts
+
+
+def _sums(points: Points) -> tuple[F64, F64, F64]:
+    """Weight, moment and count of the points before each border."""
+    mass, pull, _ = prefix_sums(points.weight, points.moment, 0.0)
+    return mass, pull, np.append(0.0, np.cumsum(points.count))
 
 
 def _grid(points: Points, step: float) -> F64:
@@ -124,10 +132,9 @@ def _polish(
 
 
 @njit(cache=True, nogil=True)
-def _best_cut(weight, moment, count, edges, price, level_price):  # type: ignore[no-untyped-def]
+def _best_cut(sums, edges, price, level_price):  # type: ignore[no-untyped-def]
     """Means of the runs between ``edges`` with the least error + price x bits + price of the levels."""
-    mass, pull, _ = prefix_sums(weight, moment, 0.0)
-    number, _, _ = prefix_sums(count, count, 0.0)
+    mass, pull, number = sums
     cost = np.zeros(len(edges))
     before = np.zeros(len(edges), np.int64)
     for j in range(1, len(edges)):
@@ -154,13 +161,12 @@ def _best_cut(weight, moment, count, edges, price, level_price):  # type: ignore
 
 
 @njit(cache=True, nogil=True)
-def _alternate(values, weight, moment, count, levels, price, level_price, limit, hold, iterations):  # type: ignore[no-untyped-def]
+def _alternate(values, sums, levels, price, level_price, limit, hold, iterations):  # type: ignore[no-untyped-def]
     """Codes, values, lengths in turn; where that rests, without the levels that cost more than they save.
 
     Returns at most ``limit`` levels, their bits, and the whole cost (less a constant).
     """
-    mass, pull, _ = prefix_sums(weight, moment, 0.0)
-    number, _, _ = prefix_sums(count, count, 0.0)
+    mass, pull, number = sums
     bits = np.zeros(len(levels))
     cost = np.inf
     for turn in range(iterations):
@@ -188,7 +194,7 @@ def _alternate(values, weight, moment, count, levels, price, level_price, limit,
         starts[found] = len(values)
         levels, bits = fresh[:found], lengths[:found]
         if before - cost <= 1e-9 * abs(cost) or turn > iterations - 10:
-            loss = _losses(values, mass, pull, number, levels, bits, starts, price, hold)
+            loss = _losses(values, sums, levels, bits, starts, price, hold)
             useful = _useful(loss - level_price, found - limit)
             if useful.all():
                 break
@@ -198,8 +204,9 @@ def _alternate(values, weight, moment, count, levels, price, level_price, limit,
 
 
 @njit(cache=True, nogil=True)
-def _losses(values, mass, pull, number, levels, bits, starts, price, hold):  # type: ignore[no-untyped-def]
+def _losses(values, sums, levels, bits, starts, price, hold):  # type: ignore[no-untyped-def]
     """What error and code length rise by when a level's members go to its neighbours instead."""
+    mass, pull, number = sums
     loss = np.full(len(levels), np.inf)
     for i in range(len(levels)):
         if len(levels) == 1 or (hold and levels[i] == 0):
