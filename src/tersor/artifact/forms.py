@@ -178,11 +178,12 @@ def _encode_affine(entry: Entry, form: Affine, speed: Speed) -> tuple[Entry, lis
     entry = replace(entry, form="affine", offset=low, levels=high - low + 1, shifted=shifted,
                     granularity=granularity)  # fmt: skip
     center = _affine_center(entry, form.zero_point)
-    shifted_codes = codes.view(np.uint32) - np.uint32(low & 0xFFFFFFFF)
+    from_zero = np.empty(codes.shape, _code_type(entry.levels))
+    np.subtract(codes, np.int32(low), out=from_zero, dtype=np.int32, casting="unsafe")
     if center is None and _needs_center(entry):
-        center = int(np.bincount(shifted_codes[:: max(len(codes) // _SAMPLE, 1)]).argmax())
+        center = int(np.bincount(from_zero[:: max(len(codes) // _SAMPLE, 1)]).argmax())
         entry = replace(entry, center=center)
-    payloads = [_encode_codes(entry, _unsigned(shifted_codes, entry.levels), center or 0, speed)]
+    payloads = [_encode_codes(entry, from_zero, center or 0, speed)]
     scale = np.ascontiguousarray(form.scale, np.float32).view(np.uint32)
     stored, words = narrow(scale, "float32", STORED["float32"])
     payloads.append(_encode_words(words, speed))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 
 from tersor.errors import TensorError
 from tersor.tensor.groups import PER_TENSOR, Granularity, expand_groups, group_count
+
+_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,16 +97,25 @@ def raw(tensor: torch.Tensor, mask: NDArray[np.bool_] | None = None) -> Compress
 def _dense(form: Codebook | Affine) -> NDArray[np.float32]:
     if isinstance(form, Codebook):
         if form.codebook.shape[0] == 1:
-            shared: NDArray[np.float32] = form.codebook[0][form.codes]
-            return shared
+            return _look_up(form.codebook[0], form.codes)
         groups = expand_groups(np.arange(form.codebook.shape[0]), form.codes.shape, form.granularity)
         values: NDArray[np.float32] = form.codebook[groups, form.codes]
         return values
     shape = form.codes.shape
     scale = expand_groups(form.scale, shape, form.granularity)
     zero_point = expand_groups(form.zero_point, shape, form.granularity)
-    dense: NDArray[np.float32] = (form.codes - zero_point).astype(np.float32)
+    dense = np.empty(shape, np.float32)
+    np.subtract(form.codes, zero_point, out=dense, dtype=np.int32, casting="unsafe")
     dense *= scale
+    return dense
+
+
+def _look_up(values: NDArray[np.float32], codes: NDArray[Any]) -> NDArray[np.float32]:
+    """``values[codes]`` block by block: NumPy widens an index to 8 bytes, for all of it at once."""
+    dense = np.empty(codes.shape, np.float32)
+    flat, out = codes.reshape(-1), dense.reshape(-1)
+    for start in range(0, flat.size, _BLOCK):
+        out[start : start + _BLOCK] = values[flat[start : start + _BLOCK]]
     return dense
 
 
