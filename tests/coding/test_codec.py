@@ -37,7 +37,7 @@ def every_payload(codes, levels: int, center: int) -> dict[int, bytes]:
     flat = wide.reshape(-1)
     found = {
         0: pack(flat, bit_width(levels)),
-        1: deflate(pack(flat, byte_width(levels)), 9),
+        1: deflate(pack(flat, byte_width(levels)), 9) if levels > 1 else None,
         2: encode_rans(flat, levels),
         3: encode_contexts(wide, levels, center),
         4: encode_once(wide, levels, center, 8 * wide.size + 100, transposed=True, rate=1),

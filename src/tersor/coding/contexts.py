@@ -33,7 +33,6 @@ from tersor.coding.rans import (
     Words,
     check_chunk,
     pull,
-    push,
     read_chunk,
     slot_tables,
     write_chunk,
@@ -229,51 +228,59 @@ def _encode(
     states: States,
     words: Words,
 ) -> int:
+    """Words fill up from the end; returns where they begin."""
+    of_rows, of_columns, of_previous = contexts.rows, contexts.columns, contexts.previous
     share, first = tables
     rows, columns = codes.shape
     at = len(words)
     for group in range((rows - 1) // 32, -1, -1):
         for c in range(columns - 1, -1, -1):
             for r in range(min(32 * group + 32, rows) - 1, 32 * group - 1, -1):
-                before = int(codes[r, c - 1]) if c else center
-                table = contexts.rows[r] + contexts.columns[c] + contexts.previous[before]
+                before = np.int64(codes[r, c - 1]) if c else np.int64(center)
+                table = of_rows[r] + of_columns[c] + of_previous[before]
                 code = codes[r, c]
-                state, at = push(states[r & 31], share[table, code], first[table, code], bits, words, at)
-                states[r & 31] = state
+                frequency = np.uint64(share[table, code])
+                state = np.uint64(states[r & 31])
+                if state >= frequency << np.uint64(32 - bits):
+                    at -= 1
+                    words[at] = state & np.uint64(0xFFFF)
+                    state >>= np.uint64(16)
+                whole = state // frequency
+                start = np.uint64(first[table, code])
+                states[r & 31] = (whole << np.uint64(bits)) + (state - whole * frequency) + start
     return at
 
 
 @njit(cache=True, nogil=True)
 def _decode(
-    codes: Codes,
-    contexts: Contexts,
-    center: int,
-    states: States,
-    words: Words,
-    symbols: NDArray[np.uint16],
-    moves: NDArray[np.uint32],
+    codes: Codes, contexts: Contexts, center: int, states: States, words: Words, symbols: Codes, moves: States
 ) -> int:
+    """``symbols`` and ``moves`` are (tables, 2^bits)."""
+    of_previous = contexts.previous
     rows, columns = codes.shape
-    mask = np.uint32(symbols.shape[1] - 1)
-    shift = np.uint32(0)
-    while mask >> shift:
-        shift += np.uint32(1)
+    symbol_of, move_of = symbols.reshape(-1), moves.reshape(-1)
+    bits = 0
+    while symbols.shape[1] >> bits > 1:
+        bits += 1
+    mask = np.uint32((1 << bits) - 1)
+    shift = np.uint32(bits)
     before = np.empty(32, np.int64)
     at = 0
     for group in range(0, rows, 32):
         lanes = min(32, rows - group)
-        before[:] = contexts.previous[center]
+        own = contexts.rows[group : group + lanes]
+        before[:lanes] = own + of_previous[center]
         for c in range(columns):
             if at + 32 > len(words):
                 return -1
+            of_column = contexts.columns[c]
             for lane in range(lanes):
                 state = states[lane]
-                slot = state & mask
-                table = contexts.rows[group + lane] + contexts.columns[c] + before[lane]
-                move = moves[table, slot]
-                code = symbols[table, slot]
+                slot = np.uint64((before[lane] + of_column) << bits) | np.uint64(state & mask)
+                move = move_of[slot]
+                code = symbol_of[slot]
                 codes[group + lane, c] = code
-                before[lane] = contexts.previous[code]
+                before[lane] = own[lane] + of_previous[code]
                 states[lane] = np.uint32(
                     (move >> np.uint32(16)) * (state >> shift) + (move & np.uint32(0xFFFF))
                 )

@@ -11,6 +11,8 @@ is 2^16 and no word is left.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
@@ -31,7 +33,8 @@ States = NDArray[np.uint32]
 
 def encode_rans(codes: Codes, levels: int) -> bytes | None:
     """Payload of flat ``codes``; None where fewer than two symbols occur, or too many for a table."""
-    counts = np.bincount(codes, minlength=levels).astype(np.int64)
+    counts = np.zeros(levels, np.int64)
+    count_codes(codes, counts)
     used = int(np.count_nonzero(counts))
     if used < 2 or used > FLOOR // 4:
         return None
@@ -116,39 +119,33 @@ def slot_tables(share: Table, bits: int) -> tuple[NDArray[np.uint16], NDArray[np
 
 
 @njit(cache=True, nogil=True)
-def push(lane: np.uint32, share: int, first: int, bits: int, words: Words, at: int) -> tuple[np.uint64, int]:
-    """(state, position) after a symbol; words fill up from the end."""
-    state = np.uint64(lane)
-    frequency = np.uint64(share)
-    if state >= frequency << np.uint64(32 - bits):
-        at -= 1
-        words[at] = state & np.uint64(0xFFFF)
-        state >>= np.uint64(16)
-    whole = state // frequency
-    return (whole << np.uint64(bits)) + (state - whole * frequency) + np.uint64(first), at
-
-
-@njit(cache=True, nogil=True)
 def _encode(
     codes: Codes, share: NDArray[np.int64], first: NDArray[np.int64], bits: int, states: States, words: Words
 ) -> int:
+    """Words fill up from the end; returns where they begin."""
     at = len(words)
     for i in range(len(codes) - 1, -1, -1):
         code = codes[i]
-        state, at = push(states[i & 31], share[code], first[code], bits, words, at)
-        states[i & 31] = state
+        frequency = np.uint64(share[code])
+        state = np.uint64(states[i & 31])
+        if state >= frequency << np.uint64(32 - bits):
+            at -= 1
+            words[at] = state & np.uint64(0xFFFF)
+            state >>= np.uint64(16)
+        whole = state // frequency
+        states[i & 31] = (whole << np.uint64(bits)) + (state - whole * frequency) + np.uint64(first[code])
     return at
 
 
-@njit(cache=True, nogil=True)
-def pull(states: States, lanes: int, words: Words, at: int) -> int:
+@njit(inline="always", nogil=True)
+def pull(states: States, lanes: int, words: Words, at: Any) -> Any:
     """Refill the lanes below 2^16, without a branch; returns the next position."""
     for lane in range(lanes):
         state = states[lane]
         short = state < np.uint32(65536)
         word = np.uint32(words[at])
         states[lane] = (state << np.uint32(16)) | word if short else state
-        at += 1 if short else 0
+        at += np.int64(short)
     return at
 
 
@@ -161,18 +158,41 @@ def _decode(
     symbols: NDArray[np.uint16],
     moves: NDArray[np.uint32],
 ) -> int:
-    mask = np.uint32((1 << bits) - 1)
-    shift = np.uint32(bits)
     at = 0
-    for start in range(0, len(codes), 32):
-        lanes = min(32, len(codes) - start)
+    whole = len(codes) // 32 * 32
+    for start in range(0, whole, 32):
         if at + 32 > len(words):
             return -1
-        for lane in range(lanes):
-            state = states[lane]
-            slot = state & mask
-            move = moves[slot]
-            codes[start + lane] = symbols[slot]
-            states[lane] = np.uint32((move >> np.uint32(16)) * (state >> shift) + (move & np.uint32(0xFFFF)))
-        at = pull(states, lanes, words, at)
-    return at
+        _step(codes, start, 32, states, bits, symbols, moves)
+        at = pull(states, 32, words, at)
+    if at + 32 > len(words):
+        return -1
+    _step(codes, whole, len(codes) - whole, states, bits, symbols, moves)
+    return pull(states, len(codes) - whole, words, at)
+
+
+@njit(inline="always", nogil=True)
+def _step(
+    codes: Codes,
+    start: int,
+    lanes: int,
+    states: States,
+    bits: int,
+    symbols: NDArray[np.uint16],
+    moves: NDArray[np.uint32],
+) -> None:
+    for lane in range(lanes):
+        state = states[lane]
+        slot = state & np.uint32((1 << bits) - 1)
+        move = moves[slot]
+        codes[start + lane] = symbols[slot]
+        states[lane] = np.uint32(
+            (move >> np.uint32(16)) * (state >> np.uint32(bits)) + (move & np.uint32(0xFFFF))
+        )
+
+
+@njit(cache=True, nogil=True)
+def count_codes(codes: Codes, counts: NDArray[np.int64]) -> None:
+    """Add the histogram of ``codes`` to ``counts``."""
+    for code in codes:
+        counts[code] += 1
