@@ -168,7 +168,8 @@ def _decode(
     if at + 32 > len(words):
         return -1
     _step(codes, whole, len(codes) - whole, states, bits, symbols, moves)
-    return pull(states, len(codes) - whole, words, at)
+    used: int = pull(states, len(codes) - whole, words, at)
+    return used
 
 
 @njit(inline="always", nogil=True)
