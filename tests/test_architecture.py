@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "tersor"
 ROWS = [
     ["errors"],
-    ["spec", "task", "result", "progress"],
+    ["spec", "task", "result", "progress", "patterns"],
     ["tensor", "coding"],
     ["model", "artifact"],
     ["measure"],

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from torch import nn
 
 from tersor.errors import TargetError, did_you_mean, in_context
 from tersor.model.storage import Storage, storages
+from tersor.patterns import matches
 from tersor.spec import Cluster, Prune, Rule, replace_fields
 
 __all__ = ["Selected", "Storage", "select", "storages"]
@@ -86,37 +85,28 @@ def _left_alone(storage: Storage, step: Prune | Cluster) -> str:
 
 def _check_pattern(pattern: str, found: list[Storage], paths: set[str]) -> None:
     names = [site.name for storage in found for site in storage.sites]
-    if not any(_hit(pattern, name) for name in (*names, *paths)):
+    if not any(matches(pattern, name) for name in (*names, *paths)):
         raise TargetError(f"pattern {pattern!r} matches no parameter and no module."
                           f"{did_you_mean(pattern, (*names, *sorted(paths)))}")  # fmt: skip
 
 
 def _matches(pattern: str, storage: Storage) -> bool:
-    return any(_hit(pattern, site.name) or _hit_module(pattern, site.path) for site in storage.sites)
+    return any(matches(pattern, site.name) or _hit_module(pattern, site.path) for site in storage.sites)
 
 
 def _names(pattern: str, storage: Storage) -> bool:
     """Whether the pattern means the parameter itself: it does not match its module as well."""
     return any(
-        _hit(pattern, site.name) and not _hit(pattern, "") and not _hit_module(pattern, site.path)
+        matches(pattern, site.name) and not matches(pattern, "") and not _hit_module(pattern, site.path)
         for site in storage.sites
     )
 
 
 def _hit_module(pattern: str, path: str) -> bool:
-    return any(_hit(pattern, one) for one in _with_parents(path))
+    return any(matches(pattern, one) for one in _with_parents(path))
 
 
 def _with_parents(path: str) -> Iterable[str]:
     while path:
         yield path
         path = path.rpartition(".")[0]
-
-
-def _hit(pattern: str, text: str) -> bool:
-    if not pattern.startswith("re:"):
-        return fnmatchcase(text, pattern)
-    try:
-        return re.fullmatch(pattern[3:], text) is not None
-    except re.error as error:
-        raise TargetError(f"pattern {pattern!r} is no regular expression: {error}") from error

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from time import perf_counter
 from typing import Literal, TypedDict, Unpack
@@ -16,6 +14,7 @@ import torch
 from tersor.artifact.io import Reader, write
 from tersor.artifact.words import torch_dtype
 from tersor.errors import FormatError, SpecError, TargetError, did_you_mean, in_context
+from tersor.patterns import matches
 from tersor.pipeline.checkpoint import Checkpoint, TensorInfo, open_checkpoint, write_checkpoint
 from tersor.progress import Progress, silent
 from tersor.result import Ledger
@@ -177,26 +176,17 @@ def _choices(names: list[str], include: tuple[str, ...], exclude: tuple[str, ...
 
 
 def _hits(pattern: str, name: str) -> bool:
-    return any(_hit(pattern, one) for one in (name, *_modules(name)))
+    return any(matches(pattern, one) for one in (name, *_modules(name)))
 
 
 def _names(pattern: str, name: str) -> bool:
     """Whether the pattern means the tensor itself, not all that its module holds."""
-    return not any(_hit(pattern, one) for one in ("", *_modules(name)))
+    return not any(matches(pattern, one) for one in ("", *_modules(name)))
 
 
 def _modules(name: str) -> list[str]:
     parts = name.split(".")[:-1]
     return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-
-
-def _hit(pattern: str, text: str) -> bool:
-    if not pattern.startswith("re:"):
-        return fnmatchcase(text, pattern)
-    try:
-        return re.fullmatch(pattern[3:], text) is not None
-    except re.error as error:
-        raise TargetError(f"pattern {pattern!r} is no regular expression: {error}") from error
 
 
 def _pack_one(
