@@ -111,13 +111,13 @@ class Cluster:
     """Let the weights of a group share the few values of a codebook.
 
     ``bits`` (at most 2^bits values) or ``clusters``, or ``rate`` for an entropy-constrained codebook:
-    the least of squared error + rate x (mean squared weight) x bits, which are the code lengths and 32 for
-    each value of the codebook; at most 2^bits values (default 2^8). ``init`` is ``optimal`` (histogram route), ``exact`` (all
-    unique values), or a start for Lloyd's iterations. ``keep_zero`` holds an exact 0.0 in the codebook
-    (always so where weights were pruned). ``importance="fisher"`` weighs errors by the squared
-    gradient of the loss over ``fisher_batches`` training batches. While its ``train`` phase runs,
-    centroids move by the ``gradient`` of the loss (summed over their members) or each weight moves
-    alone and members are set to their ``mean`` after every step; codes are assigned anew every
+    the least of squared error + rate x (mean squared weight) x bits, where bits are the code lengths and
+    32 for each value of the codebook, with at most 2^bits values (default 2^8). ``init`` is ``optimal``
+    (histogram route), ``exact`` (all unique values), or a start for Lloyd's iterations. ``keep_zero``
+    holds an exact 0.0 in the codebook (always so where weights were pruned). ``importance="fisher"``
+    weighs errors by the squared gradient of the loss over ``fisher_batches`` training batches. While its
+    ``train`` phase runs, centroids move by the ``gradient`` of the loss (summed over their members), or
+    each weight moves alone and shows the ``mean`` of its members; codes are assigned anew every
     ``reassign`` epochs (0: never).
 
     Sources: Han et al. 2016 (Deep Compression) section 3; Choi et al. 2017 (Towards the Limit of
