@@ -129,6 +129,14 @@ def test_every_truncation_and_any_byte_more_is_refused(method):
             decoded(method, payload + tail, UNEVEN, 16, 8)
 
 
+@pytest.mark.parametrize("method", [2, 3])
+def test_rans_words_that_lead_elsewhere_are_refused(method):
+    payload = every_payload(UNEVEN, 16, 8)[method]
+    for at in range(len(payload) - 200, len(payload), 3):
+        with pytest.raises(FormatError):
+            decoded(method, payload[:at] + bytes((payload[at] ^ 16,)) + payload[at + 1 :], UNEVEN, 16, 8)
+
+
 def test_the_adaptive_stream_has_one_ending():
     """It has no redundancy, so a cut stream may mean other codes; it never means the same, or too much."""
     payload = every_payload(UNEVEN, 16, 8)[4]

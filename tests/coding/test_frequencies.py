@@ -40,3 +40,8 @@ def test_equal_symbols_that_do_not_divide_the_table_share_it():
 def test_more_symbols_than_room_are_refused():
     with pytest.raises(FormatError, match="257"):
         frequencies(np.ones((1, 257), np.int64), 8)
+
+
+def test_what_rare_symbols_need_is_taken_from_the_frequent_ones_in_turn():
+    share = frequencies(np.array([[60, 59, 57] + [1] * 200], np.int64), 8)[0]
+    assert share.tolist() == [17, 15, 24] + [1] * 200  # 65, 60, 50 are their shares; 119 too many

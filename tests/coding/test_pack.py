@@ -33,3 +33,11 @@ def test_frames_round_trip_and_are_of_one_size(plain, level):
             inflate(frame, size)
     with pytest.raises(FormatError):
         inflate(frame + b"\0", len(plain))
+
+
+def test_a_window_beyond_the_need_is_refused():
+    plain = bytes(range(200)) * 20
+    frame = deflate(plain, 3)
+    assert inflate(frame, len(plain)) == plain
+    with pytest.raises(FormatError, match="window"):
+        inflate(frame[:1] + b"\x88" + frame[2:], len(plain))
