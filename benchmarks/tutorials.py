@@ -10,6 +10,7 @@ baseline's; the test images are for the figures alone.
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import shutil
 from collections.abc import Mapping
@@ -109,6 +110,7 @@ def _percent(accuracy: float) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     rows = []
     for net in NETS:
         for seed in SEEDS:
