@@ -79,13 +79,23 @@ def encode_adaptive(codes: Codes, levels: int, center: int, limit: int) -> bytes
 
 
 def encode_once(
-    codes: Codes, levels: int, center: int, limit: int, *, transposed: bool = False, rate: int = 0
+    codes: Codes,
+    levels: int,
+    center: int,
+    limit: int,
+    *,
+    transposed: bool = False,
+    rate: int = 0,
+    lags: tuple[int, int] | None = None,
 ) -> bytes | None:
-    """One try of :func:`encode_adaptive`; stops as soon as it cannot be shorter than ``limit``."""
+    """One try of :func:`encode_adaptive`; stops as soon as it cannot be shorter than ``limit``.
+
+    lags -- the two distances along a row to look back by; without them, those that correlate most.
+    """
     if codes.size == 0:
         return b"" if limit > 0 else None
     matrix = np.require(codes.T if transposed else codes, np.uint16, ("C", "W"))
-    near, far = _lags(matrix, center)
+    near, far = lags or _lags(matrix, center)
     room = np.zeros(max(limit - 3, 0), np.uint8)
     model = _run(matrix, levels, center, (near, far), room, False, RATES[rate])
     written = int(model.memory[POSITION])

@@ -20,6 +20,10 @@ from tersor.errors import FormatError
 MANTISSAS = np.array([256, 279, 304, 332, 362, 395, 431, 470], np.int64)  # 256 x 2^(i / 8), rounded
 LAST_STEP = 241  # 30 octaves: counts below 2^30 are never clipped
 STEP_LEVELS = 256
+TABLE_LAGS = (
+    2,
+    3,
+)  # neighbouring symbols are alike; to search for a better distance takes longer than to code
 
 Table = NDArray[np.int64]
 
@@ -30,7 +34,8 @@ def encode_tables(counts: Table) -> tuple[bytes, Table]:
     with np.errstate(divide="ignore"):
         octaves = np.log2(counts / least)
     steps = np.where(counts > 0, np.clip(np.rint(8 * octaves) + 1, 1, LAST_STEP), 0).astype(np.int64)
-    coded = encode_once(steps.astype(np.uint16), STEP_LEVELS, 0, 2 * steps.size + 64)
+    limit = 2 * steps.size + 64
+    coded = encode_once(steps.astype(np.uint16), STEP_LEVELS, 0, limit, lags=TABLE_LAGS)
     if coded is None:
         raise AssertionError("two bytes a step always suffice")
     return write_blob(coded), steps
