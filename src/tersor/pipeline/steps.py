@@ -79,6 +79,7 @@ def _cluster(model: nn.Module, step: Cluster, context: Context) -> list[Touched]
         importance = diagonal_fisher(
             model, context.task, weighed, batches=step.fisher_batches, device=context.device
         )
+        specs |= _one_price([one.storage for one in chosen if one.storage.name in weighed], specs, importance)
     for done, one in enumerate(chosen):
         storage, spec = one.storage, specs[one.storage.name]
         context.progress(step.name, done, len(chosen), storage.name)
@@ -96,6 +97,30 @@ def _cluster(model: nn.Module, step: Cluster, context: Context) -> list[Touched]
         controls = [Reassignment(model, chosen, step.reassign)] if step.reassign else []
         _train(model, step.train, context, controls)
     return _report(model, selected)
+
+
+def _one_price(
+    storages: Sequence[Storage], specs: Mapping[str, Cluster], importance: Mapping[str, NDArray[np.float32]]
+) -> dict[str, Cluster]:
+    """The specs with rates that make a bit cost the same expected loss in every tensor.
+
+    Importance is on one scale for all tensors, so a tensor that matters little may lose more. The scale of
+    the price is the mean of importance times that of the squared weight, over all of them (Choi et al. 2017, section 3).
+    """
+    energies, counts = {}, {}
+    for storage in storages:
+        mask = storage.mask()
+        square = np.square(storage.dense().detach().cpu().float().numpy())
+        kept = square if mask is None else square[mask]
+        energies[storage.name] = float(importance[storage.name].mean()) * float(
+            kept.mean() if kept.size else 0.0
+        )
+        counts[storage.name] = kept.size
+    overall = sum(energies[name] * counts[name] for name in energies) / max(sum(counts.values()), 1)
+    return {
+        name: replace(specs[name], rate=specs[name].rate * overall / energy if energy else specs[name].rate)
+        for name, energy in energies.items()
+    }
 
 
 def _fit(model: nn.Module, step: Train, context: Context) -> list[Touched]:
