@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,7 +38,7 @@ prunes = st.builds(
     name=names,
     targets=patterns,
     fraction=shares,
-    rules=rules(fraction=shares, end=st.floats(0.5, 1)),
+    rules=rules(fraction=shares),
     scope=st.sampled_from(["layer", "global"]),
     schedule=st.sampled_from(["one-shot", "gradual"]),
     train=trains,
@@ -126,6 +128,7 @@ def cluster(**fields):
         (cluster(rules=[{"match": "a", "skpi": True}]), ["rules[0].skpi = True", "'skip'"]),
         (cluster(rules=[{"match": "a", "bits": 99}]), ["cluster.rules[0]: bits is 99"]),
         (cluster(rules=[{"match": "a", "train": {}}]), ["rules[0].train", "whole step"]),
+        (cluster(rules=[{"match": "a", "schedule": "gradual"}]), ["rules[0].schedule", "no such field"]),
         (cluster(rules=[{"match": "a", "skip": True, "bits": 3}]), ["rules[0]", "either skips"]),
     ],
 )
@@ -148,6 +151,23 @@ def test_a_recipe_made_in_python_is_checked_as_well():
     )
     with pytest.raises(SpecError, match=r"recipe 'mine': steps\[0\].cluster.rules\[0\].bitz"):
         load_recipe(wrong)
+
+
+WHOLE = [
+    (spec.Prune(fraction=0.5), {"scope": "global", "schedule": "gradual", "begin": 0.1, "end": 0.5}),
+    (spec.Cluster(bits=4), {"reassign": 1, "fisher_batches": 2, "update": "mean"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("step", "field", "value"), [(step, *one) for step, fields in WHOLE for one in fields.items()]
+)
+def test_a_rule_cannot_change_what_is_one_for_the_whole_step(step, field, value):
+    wrong = replace(step, rules=(spec.Rule("a", override={field: value}),))
+    path = rf"steps\[0\].{step.kind}.rules\[0\].{field} = {value!r}: .*whole step"
+    for load in (load_recipe, lambda recipe: recipe_from_dict(recipe_to_dict(recipe))):
+        with pytest.raises(SpecError, match=path):
+            load(spec.Recipe(steps=(wrong,)))
 
 
 def test_a_huge_or_endless_value_is_shortened():

@@ -16,8 +16,12 @@ from tersor.spec import STEPS, Recipe, Rule, Step, Train, replace_fields
 
 Data = dict[str, Any]
 
-# What is one for the whole step cannot differ from tensor to tensor.
-WHOLE_STEP = ("name", "targets", "rules", "train")
+# One for all tensors of a step: one ranking, one training phase, one pass over the batches.
+WHOLE_STEP = (
+    "name", "targets", "rules", "train",
+    "scope", "schedule", "begin", "end",
+    "fisher_batches", "update", "reassign",
+)  # fmt: skip
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 _STEP_NAME = re.compile(r"[^\s.=]+")
@@ -82,14 +86,14 @@ def _rule(data: object, step: Step, path: str) -> Rule:
         raise _wrong(path, data, "a rule takes match: a glob, or a regular expression after 're:'")
     own = {key: _checked(Rule, key, body[key], f"{path}.{key}") for key in ("match", "skip") if key in body}
     override = {key: value for key, value in body.items() if key not in own}
-    for key in override:
-        if key in WHOLE_STEP:
-            raise _wrong(
-                f"{path}.{key}", override[key], "a rule cannot change what belongs to the whole step"
-            )
     if own.get("skip") and override:
         raise _wrong(path, data, "a rule either skips what it matches or changes fields for it")
     override = _fields(type(step), override, path, also=("match", "skip"))
+    for key in override:
+        if key in WHOLE_STEP:
+            raise _wrong(
+                f"{path}.{key}", body[key], f"{key} is one for the whole step: set it there, not in a rule"
+            )
     with in_context(path):
         replace_fields(step, override)
     return Rule(**own, override=override)
