@@ -1,4 +1,5 @@
 import random
+import resource
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from tersor.errors import TargetError, TaskError
+from tersor.errors import TargetError, TaskError, TersorError
 from tersor.model.attach import attach_codebook, attach_mask
 from tersor.model.select import Selected, select
 from tersor.model.storage import storages
@@ -19,6 +20,7 @@ from tersor.spec import Cluster, Prune, Train
 from tersor.task import Task
 from tersor.tensor.cluster import cluster_tensor
 from tersor.tensor.masks import magnitude_mask
+from tersor.train.checkpoint import load_checkpoint, save_checkpoint
 from tersor.train.control import Control, GradualPruning, Reassignment
 from tersor.train.loop import fit
 
@@ -218,10 +220,33 @@ def test_a_write_that_fails_leaves_the_earlier_checkpoint(
     path_again = path.with_name("d")
     path_again.write_bytes(before)
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(TersorError, match=r"e' cannot be written \(.*No space.*\): make room"):
         fit(build(), made_task(batches()), Train(epochs=1, name="x"), seed=0, checkpoint=tmp_path / "e")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["c", "d"]
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("room", [0, 1000, 40_000])
+def test_a_disk_that_fills_up_is_told_and_nothing_is_left(room: int, tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    save_checkpoint(path, {"earlier": 1})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        with pytest.raises(TersorError) as caught:
+            save_checkpoint(path, {"a": torch.ones(20_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(caught.value).startswith(f"checkpoint '{path}' cannot be written (")
+    assert "File too large" in str(caught.value)
+    assert [one.name for one in tmp_path.iterdir()] == ["c"]
+    assert load_checkpoint(path) == {"earlier": 1}
+
+
+def test_a_place_that_is_no_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(TersorError, match="cannot be written"):
+        save_checkpoint(tmp_path / "file" / "c", {})
 
 
 def test_gradual_pruning_rises_and_arrives() -> None:

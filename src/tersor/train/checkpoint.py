@@ -13,21 +13,30 @@ from typing import Any
 
 import torch
 
-from tersor.errors import TaskError
+from tersor.errors import TaskError, TersorError
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` (tensors and plain values); an earlier file stays until this one is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write ``state`` (tensors and plain values); an earlier file stays until this one is complete.
+
+    Raises :class:`TersorError` where it cannot be written, and leaves nothing half-written behind.
+    """
     fresh = path.with_name(f".{path.name}.new")
     try:
-        with fresh.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with fresh.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(path)
+        finally:
+            fresh.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:  # torch's own writer turns a full disk into a RuntimeError
+        raise TersorError(
+            f"checkpoint {str(path)!r} cannot be written ({_first_cause(error)}): "
+            "make room on the disk or choose a place that can be written"
+        ) from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -42,6 +51,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise TaskError(f"checkpoint {str(path)!r} is none of ours: delete it to start anew")
     return state
+
+
+def _first_cause(error: BaseException) -> str:
+    """What the system said, where torch's own error hides it."""
+    while isinstance(error, RuntimeError) and error.__context__ is not None:
+        error = error.__context__
+    return str(error).partition("\n")[0]
 
 
 @contextmanager
