@@ -29,3 +29,17 @@ def test_a_plan_needs_no_training_data_and_trains_nothing(task, recipe):
 def test_a_plan_is_near_the_trained_file(task, recipe):
     predicted = tersor.plan(task, recipe).predicted_bytes
     assert abs(predicted / tersor.compress(task, recipe).size_bytes - 1) < 0.2
+
+
+def test_a_plan_starts_each_step_as_a_run_does(task):
+    # A codebook's zeros are held by the steps after it, in a run and in its plan.
+    recipe = tersor.Recipe(
+        steps=(tersor.Cluster(bits=2, keep_zero=True), tersor.Cluster(name="again", bits=3, init="linear"))
+    )
+    assert tersor.plan(task, recipe).predicted_bytes == tersor.compress(task, recipe).size_bytes
+
+
+def test_a_plan_asks_for_no_importance_even_by_a_rule(task):
+    rules = (tersor.Rule("4", override={"importance": "fisher"}),)
+    recipe = tersor.Recipe(steps=(tersor.Cluster(bits=2, rules=rules),))
+    tersor.plan(replace(task, train=None, loss=None), recipe)

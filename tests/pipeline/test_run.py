@@ -3,9 +3,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 import tersor
 from tersor.artifact.writer import write
+from tersor.pipeline import result as result_module
 from tersor.pipeline import run as run_module
 
 
@@ -51,38 +53,35 @@ def test_nothing_that_was_passed_in_changes(task, recipe):
     assert torch.equal(chance, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("stop_at", [1, 3, 9, 14, 20, 25])
+@pytest.mark.parametrize("stop_at", [1, 2, 4, 6, 8, 11])
 def test_an_interrupted_run_goes_on_to_the_same_bytes(task, recipe, tmp_path, stop_at):
     whole = tersor.compress(task, recipe, out=tmp_path / "whole").path.read_bytes()
-    seen = 0
-
-    def score(output, batch):
-        return (output.argmax(1) == batch[1]).float()
-
-    def loss(output, batch):
-        nonlocal seen
-        seen += 1
-        if seen == stop_at:
-            raise KeyboardInterrupt
-        return task.loss(output, batch)
-
     out = tmp_path / "broken"
     out.mkdir()
     (out / "model.tersor").write_bytes(b"an earlier good file")
     with pytest.raises(KeyboardInterrupt):
-        tersor.compress(replace(task, loss=loss, score=score), recipe, out=out)
+        tersor.compress(task, recipe, out=out, progress=_stop_at(stop_at))
     assert (out / "model.tersor").read_bytes() == b"an earlier good file"
-    result = tersor.compress(task, recipe, out=out)
+    notes = []
+    result = tersor.compress(task, recipe, out=out, progress=lambda *call: notes.append(call[-1]))
     assert result.path.read_bytes() == whole
+    assert ("done by an earlier run" in notes) == (stop_at > 2)
     assert sorted(path.name for path in out.iterdir()) == ["model.tersor", "recipe.yaml", "result.json"]
+
+
+def test_another_loss_does_not_go_on_from_the_stages_of_the_first(task, recipe, tmp_path):
+    other = replace(task, loss=lambda output, batch: 3 * F.cross_entropy(output, batch[1]).square())
+    expected = tersor.compress(other, recipe, out=tmp_path / "other").path.read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        tersor.compress(task, recipe, out=tmp_path / "out", progress=_stop_at(6))
+    assert tersor.compress(other, recipe, out=tmp_path / "out").path.read_bytes() == expected
 
 
 def test_another_recipe_does_not_go_on_from_the_stages_of_the_first(task, recipe, tmp_path):
     other = recipe.with_fields("cluster", bits=2)
     expected = tersor.compress(task, other, out=tmp_path / "other").path.read_bytes()
-    stopped = replace(task, loss=_after(task.loss, 20))
     with pytest.raises(KeyboardInterrupt):
-        tersor.compress(stopped, recipe, out=tmp_path / "out")
+        tersor.compress(task, recipe, out=tmp_path / "out", progress=_stop_at(6))
     assert tersor.compress(task, other, out=tmp_path / "out").path.read_bytes() == expected
 
 
@@ -122,6 +121,39 @@ def test_a_file_that_does_not_give_the_model_back_replaces_nothing(task, recipe,
     with pytest.raises(tersor.VerificationError, match="lacks"):
         tersor.compress(task, recipe, out=tmp_path, seed=5)
     assert (tmp_path / "model.tersor").read_bytes() == good
+
+
+def test_a_disk_that_fills_up_leaves_the_folder_as_it_was(task, recipe, tmp_path, monkeypatch):
+    tersor.compress(task, recipe, out=tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(result_module, "copyfile", full)
+    with pytest.raises(tersor.TersorError, match=r"model\.tersor: No space left"):
+        tersor.compress(task, recipe, out=tmp_path, seed=3)
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert after == before
+
+
+def test_a_drop_that_the_data_cannot_tell_is_said(task):
+    assert "sample" in tersor.compress(task, "cluster", asked_drop=0.001).comparison.note
+
+
+def test_importance_from_a_shuffling_loader_gives_the_same_bytes(task, tmp_path):
+    data = torch.utils.data.TensorDataset(*(torch.cat(part) for part in zip(*task.train, strict=True)))
+    shuffled = replace(task, train=torch.utils.data.DataLoader(data, 20, shuffle=True))
+    recipe = tersor.load_recipe("entropy").with_fields("cluster", importance="fisher", fisher_batches=2)
+    chance = torch.get_rng_state()
+    files = [tersor.compress(shuffled, recipe, out=tmp_path / name).path.read_bytes() for name in "ab"]
+    assert files[0] == files[1]
+    assert torch.equal(chance, torch.get_rng_state())
+
+
+def test_the_code_stage_is_the_file(task, recipe, tmp_path):
+    result = tersor.compress(task, recipe, out=tmp_path, keep_stages=True)
+    assert (tmp_path / "stages" / "3-code.tersor").read_bytes() == result.path.read_bytes()
 
 
 def test_tied_weights_are_stored_once_and_come_back_tied(tied_task, tmp_path):
@@ -194,13 +226,12 @@ def test_a_folder_that_is_a_file(task, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def _after(loss, calls):
+def _stop_at(calls):
     left = [calls]
 
-    def stopping(output, batch):
+    def progress(*call):
         left[0] -= 1
-        if left[0] < 0:
+        if left[0] == 0:
             raise KeyboardInterrupt
-        return loss(output, batch)
 
-    return stopping
+    return progress

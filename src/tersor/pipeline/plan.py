@@ -11,10 +11,9 @@ from tersor.artifact.io import write
 from tersor.measure.size import dense_bytes
 from tersor.model.attach import collect
 from tersor.model.restore import trained_model
-from tersor.pipeline.run import file_speed
+from tersor.pipeline.run import file_speed, model_before, step_seed
 from tersor.pipeline.steps import Context, apply_step, without_training
 from tersor.recipe.load import load_recipe
-from tersor.result import Ledger
 from tersor.spec import Recipe, Train
 from tersor.task import Task
 
@@ -52,22 +51,20 @@ def plan(task: Task, recipe: Recipe | str | Path = "deep-compression", *, seed: 
     raise before it trains.
     """
     wanted = load_recipe(recipe)
-    model = trained_model(task)
-    dense = dense_bytes(model)
+    original = trained_model(task)
+    collected = collect(original)
     rows: list[PlanRow] = []
     with TemporaryDirectory(prefix="tersor-") as folder:
         path = Path(folder) / "planned.tersor"
-        ledger = Ledger((), dense)
-        for step in wanted.steps:
-            touched = (
-                []
-                if isinstance(step, Train)
-                else apply_step(model, without_training(step), Context(task, seed))
-            )
-            collected = collect(model)
-            ledger = write(
-                path, collected.tensors.items(), aliases=collected.aliases, speed=file_speed(wanted)
-            )
+        for index, step in enumerate(wanted.steps):
+            touched = []
+            if not isinstance(step, Train):
+                model = model_before(task, collected, wanted, index)
+                context = Context(task, step_seed(seed, index))
+                touched = apply_step(model, without_training(step), context)
+                collected = collect(model)
+            tensors = collected.tensors.items()
+            ledger = write(path, tensors, aliases=collected.aliases, speed=file_speed(wanted))
             sizes = {row.name: row.size_bytes for row in ledger.rows}
             rows += [
                 PlanRow(
@@ -79,4 +76,4 @@ def plan(task: Task, recipe: Recipe | str | Path = "deep-compression", *, seed: 
                 )
                 for one in touched
             ]
-    return Plan(task.name, wanted.name, tuple(rows), ledger.file_bytes, dense)
+    return Plan(task.name, wanted.name, tuple(rows), ledger.file_bytes, dense_bytes(original))

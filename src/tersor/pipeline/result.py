@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
-from tersor.errors import TersorError
+from tersor.artifact.writer import disk_errors, replacing
 from tersor.recipe import dump_recipe, recipe_to_dict
 from tersor.result import Comparison, LayerRecord, Ledger, Score, StageRecord
 from tersor.spec import Recipe
@@ -70,20 +71,25 @@ class Result:
     def save(self, directory: str | Path) -> Path:
         """Lay down ``model.tersor``, ``result.json`` and ``recipe.yaml``; returns the folder.
 
-        Each file is replaced only once its successor is complete. Raises :class:`TersorError` where
-        the folder cannot be written.
+        They are put in place together, once all are complete. Raises :class:`TersorError` where the folder
+        cannot be written; it is then as it was.
         """
         folder = Path(directory)
-        try:
+        with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            _replace(folder / RECIPE, dump_recipe(self.recipe).encode())
-            _replace(folder / REPORT, (json.dumps(self.to_dict(), indent=1) + "\n").encode())
+        contents = {
+            RECIPE: dump_recipe(self.recipe),
+            REPORT: json.dumps(self.to_dict(), indent=1) + "\n",
+        }
+        with ExitStack() as complete:
+            for name, content in contents.items():
+                partial = complete.enter_context(replacing(folder / name))
+                with disk_errors(folder / name):
+                    partial.write_text(content, encoding="utf-8")
             if self.path.resolve() != (folder / ARTIFACT).resolve():
-                partial = folder / f".{ARTIFACT}.part"
-                shutil.copyfile(self.path, partial)
-                partial.replace(folder / ARTIFACT)
-        except OSError as error:
-            raise TersorError(f"cannot save the result in {folder}: {error.strerror or error}") from error
+                partial = complete.enter_context(replacing(folder / ARTIFACT))
+                with disk_errors(folder / ARTIFACT):
+                    copyfile(self.path, partial)
         return folder
 
 
@@ -91,9 +97,3 @@ def _plain(record: Any) -> dict[str, Any]:
     """Fields of a flat dataclass without the per-sample values (``asdict`` would copy them)."""
     names = [name for name in record.__dataclass_fields__ if name != "per_sample"]
     return {name: getattr(record, name) for name in names}
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_bytes(content)
-    partial.replace(path)

@@ -12,10 +12,10 @@ from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
 from time import perf_counter
-from typing import Literal
 from weakref import finalize
 
 import numpy as np
+from torch import nn
 
 from tersor.artifact.io import Reader, write
 from tersor.measure.quality import compare, evaluate_model
@@ -41,6 +41,7 @@ def compress(
     seed: int = 0,
     device: str = "cpu",
     keep_stages: bool = False,
+    asked_drop: float | None = None,
     progress: Progress = silent,
 ) -> Result:
     """Compress the task's trained model by ``recipe``; measure and return the file.
@@ -50,69 +51,73 @@ def compress(
         when the new file has been read back and measured; an interrupted run goes on where it stopped.
         Without it, everything lives in a temporary folder that goes with the result.
     keep_stages -- leave the file of each step in ``out/stages``.
+    asked_drop -- a drop in the score's own unit that the test data should be able to tell from none; where
+        they are too few for it, ``result.comparison.note`` says so, and how many would do.
 
     Nothing that was passed in changes. Same seed, same bytes (on the same machine, versions and threads).
     Raises :class:`SpecError`, :class:`TaskError` or :class:`TensorError` for what cannot be done, and
     :class:`VerificationError` if the file does not give back the model; ``out`` is then as it was.
     """
     plan = load_recipe(recipe)
-    if out is not None:
-        return _compress(Path(out), plan, Context(task, seed, device, None, progress), keep_stages)
-    folder = Path(mkdtemp(prefix="tersor-"))
+    context = Context(task, seed, device, None, progress)
+    folder = Path(mkdtemp(prefix="tersor-") if out is None else out)
     try:
-        result = _compress(folder, plan, Context(task, seed, device, None, progress), keep_stages)
+        store = StageStore.open(folder, task, plan, seed, device)
+        result = _compress(store, plan, context, asked_drop)
+        result.save(folder)
+        result = replace(result, path=folder / ARTIFACT)
+        store.finish(keep_stages)
     except BaseException:
-        rmtree(folder, ignore_errors=True)
+        if out is None:
+            rmtree(folder, ignore_errors=True)
         raise
-    finalize(result, rmtree, folder, ignore_errors=True)
+    if out is None:
+        finalize(result, rmtree, folder, ignore_errors=True)
     return result
 
 
-def _compress(folder: Path, recipe: Recipe, context: Context, keep_stages: bool) -> Result:
+def _compress(store: StageStore, recipe: Recipe, context: Context, asked_drop: float | None) -> Result:
+    """The result with its file still in the store's working folder."""
     started = perf_counter()
     task, device, progress = context.task, context.device, context.progress
-    store = StageStore.open(folder, task, recipe, context.seed)
     collected = _run_steps(recipe, store, context)
-    fresh = store.work / ARTIFACT
-    ledger = write(fresh, collected.tensors.items(), aliases=collected.aliases, speed=file_speed(recipe))
+    path = store.work / ARTIFACT
+    ledger = write(path, collected.tensors.items(), aliases=collected.aliases, speed=file_speed(recipe))
     original = trained_model(task)
     baseline = evaluate_model(original.to(device), task, task.test, device=device, progress=progress)
-    artifact = evaluate(task, fresh, device=device, progress=progress)
-    fresh.replace(folder / ARTIFACT)
-    result = Result(
+    artifact = evaluate(task, path, device=device, progress=progress)
+    return Result(
         task=task.name,
         recipe=recipe,
         seed=context.seed,
         baseline=baseline,
         artifact=artifact,
-        comparison=compare(baseline, artifact, higher_is_better=task.higher_is_better),
+        comparison=compare(baseline, artifact, higher_is_better=task.higher_is_better, asked_drop=asked_drop),
         ledger=ledger,
         dense_bytes=dense_bytes(original),
         stages=tuple(stage.record for stage in store.stages),
         layers=_layers(collected, ledger, store.stages),
         seconds=perf_counter() - started,
-        path=folder / ARTIFACT,
+        path=path,
     )
-    result.save(folder)
-    store.finish(keep_stages)
-    return result
 
 
 def _run_steps(recipe: Recipe, store: StageStore, context: Context) -> Collected:
     collected = _read_stage(store) if store.stages else collect(trained_model(context.task))
     for index, step in enumerate(recipe.steps):
         if index < len(store.stages):
+            context.progress(step.name, 1, 1, "done by an earlier run")
             continue
         started = perf_counter()
         path = store.path(index, step.name)
-        model = trained_model(context.task)
-        attach_collected_(model, collected, update=_update(recipe, index))
+        model = model_before(context.task, collected, recipe, index)
         inner = replace(
-            context, seed=_step_seed(context.seed, index), checkpoint=path.with_suffix(".checkpoint")
+            context, seed=step_seed(context.seed, index), checkpoint=path.with_suffix(".checkpoint")
         )
         touched = apply_step(model.to(context.device), step, inner)
         collected = collect(model)
-        ledger = write(path, collected.tensors.items(), aliases=collected.aliases, speed="fast")
+        speed = step.speed if isinstance(step, Code) else "fast"
+        ledger = write(path, collected.tensors.items(), aliases=collected.aliases, speed=speed)
         record = StageRecord(
             step=step.name,
             kind=step.kind,
@@ -130,13 +135,19 @@ def _read_stage(store: StageStore) -> Collected:
         return Collected({name: reader.read(name) for name in reader.names}, dict(reader.aliases))
 
 
-def _update(recipe: Recipe, index: int) -> Literal["gradient", "mean"]:
-    """How codebooks learn in step ``index``: as the last clustering before it says."""
-    before = [step for step in recipe.steps[:index] if isinstance(step, Cluster)]
-    return before[-1].update if before else "gradient"
+def model_before(task: Task, collected: Collected, recipe: Recipe, index: int) -> nn.Module:
+    """The model that step ``index`` starts from: a fresh one that holds ``collected``.
+
+    Its codebooks learn as the last clustering before that step says.
+    """
+    model = trained_model(task)
+    before = [step.update for step in recipe.steps[:index] if isinstance(step, Cluster)]
+    attach_collected_(model, collected, update=before[-1] if before else "gradient")
+    return model
 
 
-def _step_seed(seed: int, index: int) -> int:
+def step_seed(seed: int, index: int) -> int:
+    """A seed of its own for each step, so that a resumed run draws what an unbroken one does."""
     return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sized
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 import tersor
+from tersor.artifact.writer import disk_errors, replacing
 from tersor.errors import TersorError
 from tersor.model.restore import trained_model
 from tersor.recipe.load import dump_recipe
@@ -38,10 +40,14 @@ class StageStore:
     stages: list[Stage] = field(default_factory=list)
 
     @classmethod
-    def open(cls, folder: Path, task: Task, recipe: Recipe, seed: int) -> StageStore:
-        """The store of this very run (same recipe, seed, weights and version), else an empty one."""
+    def open(cls, folder: Path, task: Task, recipe: Recipe, seed: int, device: str) -> StageStore:
+        """The store of this very run, else an empty one.
+
+        It is the same run if recipe, seed, weights, the code of loss and score, the number of batches,
+        device, threads and versions are; the samples themselves are not compared.
+        """
         store = cls(folder)
-        key = _fingerprint(task, recipe, seed)
+        key = _fingerprint(task, recipe, seed, device)
         try:
             if not (store.work / "key").exists() or (store.work / "key").read_text() != key:
                 shutil.rmtree(store.work, ignore_errors=True)
@@ -69,9 +75,8 @@ class StageStore:
     def add(self, stage: Stage) -> None:
         """Note a finished step, after its file is complete; its training checkpoint is spent."""
         note = stage.path.with_suffix(".json")
-        partial = note.with_suffix(".part")
-        partial.write_text(json.dumps(asdict(stage.record)))
-        partial.replace(note)
+        with replacing(note) as partial, disk_errors(note):
+            partial.write_text(json.dumps(asdict(stage.record)))
         stage.path.with_suffix(".checkpoint").unlink(missing_ok=True)
         self.stages.append(stage)
 
@@ -91,9 +96,14 @@ def _read(path: Path, note: Path) -> Stage:
     return Stage(path, StageRecord(**stored | {"touched": touched}))
 
 
-def _fingerprint(task: Task, recipe: Recipe, seed: int) -> str:
+def _fingerprint(task: Task, recipe: Recipe, seed: int, device: str) -> str:
     digest = blake2b(digest_size=16)
-    digest.update(f"{tersor.__version__}\n{torch.__version__}\n{np.__version__}\n{seed}\n".encode())
+    versions = (tersor.__version__, torch.__version__, np.__version__)
+    counts = [len(one) if isinstance(one, Sized) else None for one in (task.train, task.validation)]
+    digest.update(repr((versions, seed, device, torch.get_num_threads(), counts)).encode())
+    for function in (task.forward, task.loss, task.score, task.metric):
+        code = getattr(function, "__code__", None)
+        digest.update(repr((code.co_code, code.co_names)).encode() if code else b"-")
     digest.update(dump_recipe(recipe).encode())
     for name, tensor in trained_model(task).state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())

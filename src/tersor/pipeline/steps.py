@@ -24,6 +24,7 @@ from tersor.tensor.compressed import Codebook
 from tersor.tensor.masks import magnitude_masks
 from tersor.train.control import Control, GradualPruning, Reassignment, ranked_together
 from tersor.train.loop import fit
+from tersor.train.randomness import Randomness
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,11 @@ def without_training(step: Step) -> Step:
     if isinstance(step, Prune):
         return replace(step, train=None, schedule="one-shot")
     if isinstance(step, Cluster):
-        return replace(step, train=None, importance="none")
+        rules = tuple(
+            replace(rule, override={key: one for key, one in rule.override.items() if key != "importance"})
+            for rule in step.rules
+        )
+        return replace(step, train=None, importance="none", rules=rules)
     return step
 
 
@@ -76,9 +81,10 @@ def _cluster(model: nn.Module, step: Cluster, context: Context) -> list[Touched]
     weighed = {name for name, spec in specs.items() if spec.importance == "fisher"}
     importance: dict[str, NDArray[np.float32]] = {}
     if weighed:
-        importance = diagonal_fisher(
-            model, context.task, weighed, batches=step.fisher_batches, device=context.device
-        )
+        with Randomness(context.task.train or ()).seeded(context.seed):
+            importance = diagonal_fisher(
+                model, context.task, weighed, batches=step.fisher_batches, device=context.device
+            )
         specs |= _one_price([one.storage for one in chosen if one.storage.name in weighed], specs, importance)
     for done, one in enumerate(chosen):
         storage, spec = one.storage, specs[one.storage.name]
@@ -105,7 +111,8 @@ def _one_price(
     """The specs with rates that make a bit cost the same expected loss in every tensor.
 
     Importance is on one scale for all tensors, so a tensor that matters little may lose more. The scale of
-    the price is the mean of importance times that of the squared weight, over all of them (Choi et al. 2017, section 3).
+    the price is the mean importance times the mean squared weight, over all of them (Choi et al. 2017,
+    section 3).
     """
     energies, counts = {}, {}
     for storage in storages:
