@@ -118,6 +118,7 @@ def test_a_file_in_the_place_of_the_folder(compress, tmp_path, capsys):
         (["-r", "cluster", "--set", "cluster.targets=['no.such']"], 2, "no.such"),
         (["-r", "cluster", "--device", "quantum"], 2, "'quantum' is not usable here"),
         (["-r", "cluster", "--seed", "-1"], 2, "--seed"),
+        (["-r", "cluster", "--asked-drop", "-1"], 2, "--asked-drop"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_written(
@@ -158,9 +159,31 @@ def test_what_the_command_hands_on(compress, faked, tmp_path):
         raise errors.BudgetError("enough")
 
     faked(take)
+    plain = {"recipe": load_recipe("cluster"), "out": tmp_path / "out", "seed": 7, "device": "cpu",
+             "asked_drop": None, "keep_stages": False}  # fmt: skip
     assert compress("-r", "cluster", "--seed", "7") == 3
     assert seen.pop("progress") and seen.pop("task").name == "tiny"
-    assert seen == {"recipe": load_recipe("cluster"), "out": tmp_path / "out", "seed": 7, "device": "cpu"}
+    assert seen == plain
+    assert compress("-r", "cluster", "--seed", "7", "--asked-drop", "0.01", "--keep-stages") == 3
+    assert seen.pop("progress") and seen.pop("task").name == "tiny"
+    assert seen == plain | {"asked_drop": 0.01, "keep_stages": True}
+
+
+def test_a_dry_run_takes_the_seed(compress, monkeypatch):
+    seen = {}
+
+    def take(task, recipe, **options):
+        seen.update(options)
+        raise errors.BudgetError("enough")
+
+    monkeypatch.setitem(vars(tersor), "plan", take)
+    assert compress("-r", "cluster", "--seed", "7", "--dry-run") == 3
+    assert seen == {"seed": 7}
+
+
+def test_stages_are_kept_when_asked(compress, tmp_path):
+    assert compress("-r", "cluster", "--keep-stages") == 0
+    assert [one.suffix for one in (tmp_path / "out" / "stages").iterdir()].count(".tersor") == 2
 
 
 def start(task_file, out, *arguments):

@@ -214,6 +214,25 @@ def test_rate_makes_codes_cheaper() -> None:
     assert len(storage.dense().unique()) < nearest
 
 
+def test_rate_weighs_the_present_codes_against_the_kept_weights() -> None:
+    model = net()
+    storage = weight(model)
+    prune(model, storage, 0.6)
+    cluster(model, storage, Cluster(bits=3), latent=True)
+    held = storage.parametrization
+    book, latent = held.original0, held.original1
+    with torch.no_grad():
+        latent.copy_(torch.randn_like(latent) * 0.3)
+    now, kept = storage.dense(), torch.from_numpy(storage.mask())
+    levels, count = now.unique(return_counts=True)
+    cost = 0.2 * latent.data[kept].square().mean() * (np.log2(now.numel()) - count.log2())
+    distance = (latent.data[..., None] - levels).square()
+    held[0].assign_(book, latent, rate=0.2)
+    best = levels[(distance + cost).argmin(dim=-1)]
+    assert torch.equal(storage.dense(), torch.where(kept, best, 0.0))
+    assert not torch.equal(best, levels[distance.argmin(dim=-1)])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("update", "latent"), VARIANTS)
 def test_collect_gives_back_what_the_model_holds(update: str, latent: bool, dtype: torch.dtype) -> None:

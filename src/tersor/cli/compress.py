@@ -26,6 +26,10 @@ OURS = ("model.tersor", "result.json", "recipe.yaml", "stages", ".tersor-run", "
               help="Change the recipe, as in cluster.bits=3 or prune.train.lr=1e-4; repeatable.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="Where to train and to evaluate.")
+@click.option("--asked-drop", type=click.FloatRange(min=0),
+              help="A drop in the score's own unit that the test data should be able to tell; the result says "
+              "if it cannot.")  # fmt: skip
+@click.option("--keep-stages", is_flag=True, help="Leave the file of each step in OUT/stages.")
 @click.option("--json", "as_json", is_flag=True, help="The result (or the plan) as JSON on stdout.")
 @click.option("--dry-run", is_flag=True, help="Only say what each rule touches, what it skips and why.")
 def compress(task: str, recipe: str, out: Path, sets: tuple[str, ...], as_json: bool, dry_run: bool,
@@ -45,16 +49,16 @@ def compress(task: str, recipe: str, out: Path, sets: tuple[str, ...], as_json: 
         from tersor.cli.task_ref import load_task
 
         loaded = load_task(task)
-        emit(_plan(loaded, chosen) if dry_run else _compress(loaded, chosen, out, **options))
+        emit(_plan(loaded, chosen, options["seed"]) if dry_run else _compress(loaded, chosen, out, **options))
 
 
-def _compress(task: Task, recipe: Recipe, out: Path, seed: int, device: str) -> dict[str, Any]:
+def _compress(task: Task, recipe: Recipe, out: Path, **options: Any) -> dict[str, Any]:
     import tersor
     from tersor.report import format_bytes, layer_table, score_table, stage_table
 
-    _check_device(device)
+    _check_device(options["device"])
     with console.progress() as progress:
-        result = tersor.compress(task, recipe, out=out, seed=seed, device=device, progress=progress)
+        result = tersor.compress(task, recipe, out=out, progress=progress, **options)
     console.show(
         stage_table(result.stages, result.dense_bytes),
         layer_table(result.layers, result.ledger),
@@ -67,11 +71,11 @@ def _compress(task: Task, recipe: Recipe, out: Path, seed: int, device: str) -> 
     return {"out": str(out), **result.to_dict()}
 
 
-def _plan(task: Task, recipe: Recipe) -> dict[str, Any]:
+def _plan(task: Task, recipe: Recipe, seed: int) -> dict[str, Any]:
     import tersor
     from tersor.report import plan_table
 
-    plan = tersor.plan(task, recipe)
+    plan = tersor.plan(task, recipe, seed=seed)
     console.show(plan_table(plan.rows, plan.predicted_bytes, plan.dense_bytes))
     return asdict(plan)
 

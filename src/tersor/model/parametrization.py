@@ -123,11 +123,12 @@ class SharedWeight(nn.Module):
     def assign_(self, *originals: Tensor, rate: float = 0.0) -> None:
         """Give each latent the code of the nearest value that is in use; pruned weights stay zero.
 
-        With ``rate``, of the least squared error + rate x (mean squared weight) x code length.
+        With ``rate``, of the least squared error + rate x (mean square of the kept weights) x code length,
+        where the lengths are those of the codes as they are now.
         """
         latent = originals[-1].detach().cpu().to(torch.float32).numpy()
         book = self.codebook(*originals).detach().cpu().to(torch.float32).numpy()
-        penalty = rate * float(np.mean(np.square(latent), dtype=np.float64)) if latent.size else 0.0
+        penalty = rate * self._mean_square(latent) if rate else 0.0
         groups, k = book.shape
         codes = split_groups(self._codes(groups, k), self.granularity)
         values = split_groups(latent, self.granularity)
@@ -139,6 +140,11 @@ class SharedWeight(nn.Module):
             _nearest(*group, penalty) for group in zip(values, book, codes, kept, has_zero, strict=True)
         ]
         self._set_codes(join_groups(assigned, self.shape, self.granularity))
+
+    def _mean_square(self, latent: NDArray[np.float32]) -> float:
+        """Over the weights that are kept."""
+        free = latent if self.kept is None else latent[self.kept.cpu().numpy()]
+        return float(np.square(free, dtype=np.float64).mean()) if free.size else 0.0
 
     def _set_codes(self, codes: NDArray[np.int64]) -> None:
         """Codes from 0 to k in the tensor's shape; k, or the code of an exact zero, is the zero."""
@@ -249,10 +255,12 @@ def _nearest(
     order = np.argsort(levels, kind="stable")
     levels, names = levels[order], names[order]
     mask = None if kept is None or kept.all() else np.ascontiguousarray(kept)
-    picked = assign(values, levels, mask=mask)
+    bits = None
     if penalty:
-        bits = code_length(picked, len(levels))
-        picked = assign(values, levels, mask=mask, code_length=bits, penalty=penalty)
+        position = np.empty(k + 1, np.int64)
+        position[names] = np.arange(len(names))
+        bits = code_length(position[codes], len(levels))
+    picked = assign(values, levels, mask=mask, code_length=bits, penalty=penalty)
     anew: NDArray[np.int64] = names[picked]
     if mask is not None:
         anew[~mask] = k
