@@ -27,8 +27,8 @@ OURS = ("model.tersor", "result.json", "recipe.yaml", "stages", ".tersor-run", "
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="Where to train and to evaluate.")
 @click.option("--asked-drop", type=click.FloatRange(min=0),
-              help="A drop in the score's own unit that the test data should be able to tell; the result says "
-              "if it cannot.")  # fmt: skip
+              help="A drop in the score's own unit that the test data should be able to tell; the result "
+              "says if it cannot.")  # fmt: skip
 @click.option("--keep-stages", is_flag=True, help="Leave the file of each step in OUT/stages.")
 @click.option("--json", "as_json", is_flag=True, help="The result (or the plan) as JSON on stdout.")
 @click.option("--dry-run", is_flag=True, help="Only say what each rule touches, what it skips and why.")
