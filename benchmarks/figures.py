@@ -25,8 +25,8 @@ def page() -> str:
     sections = {
         "lenet": lenet,
         "tutorials": tutorials,
-        "clustering": plain,
-        "coding": plain,
+        "clustering": clustering,
+        "coding": coding,
         "pack": plain,
         "baselines": plain,
     }
@@ -85,6 +85,62 @@ def tutorials(stored: Row) -> list[str]:
     """Every seed of every net and method."""
     names = ["net", "recipe", "seed", "size_bytes", "ratio", "error_percent", "baseline_error_percent"]
     return [table(names, [[short(row.get(name, "")) for name in names] for row in stored["rows"]])]
+
+
+def clustering(stored: Row) -> list[str]:
+    """One line a cell: our error over the optimum, and how many times longer each peer takes."""
+    peers = ("flash1dkmeans", "sklearn", "kmeans1d")
+    cells = pivot(
+        [row for row in stored["rows"] if row["figure"] == "cluster"], ("law", "weights", "k"), "method"
+    )
+    lines = [
+        [*cell, f"{own['tersor']['nanoseconds_per_weight']:.1f}", f"{own['tersor']['error_ratio']:.5f}",
+         *(times(own.get(peer)) for peer in peers)]
+        for cell, own in cells.items()
+    ]  # fmt: skip
+    names = [
+        "weights from",
+        "count",
+        "k",
+        "ns a weight",
+        "error / optimum",
+        *(f"{peer} takes" for peer in peers),
+    ]
+    others = [row for row in stored["rows"] if row["figure"] != "cluster"]
+    return [table(names, lines), *plain({"rows": others})]
+
+
+def coding(stored: Row) -> list[str]:
+    """Size over zeroth-order entropy, then decoding speed over constriction's, a column a coder."""
+    cells = pivot(stored["rows"], ("codes", "count", "levels"), "coder")
+    coders = list(dict.fromkeys(row["coder"] for row in stored["rows"]))
+    parts = []
+    measures = {
+        "size_over_entropy": "Size over zeroth-order entropy",
+        "decode_speed_over_constriction": "Decoding speed over constriction's",
+    }
+    for field, what in measures.items():
+        lines = [
+            [*cell, *(f"{own[coder][field]:.3f}" if coder in own else "" for coder in coders)]
+            for cell, own in cells.items()
+        ]
+        parts += [f"{what}:", table(["codes", "count", "levels", *coders], lines)]
+    return parts
+
+
+def pivot(rows: Sequence[Row], keys: Sequence[str], by: str) -> dict[tuple[Any, ...], dict[str, Row]]:
+    """Rows that agree in ``keys``, each under what it says for ``by``."""
+    cells: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in rows:
+        cells.setdefault(tuple(row[key] for key in keys), {})[row[by]] = row
+    return cells
+
+
+def times(row: Row | None) -> str:
+    """A peer's time ratio, or why it has none."""
+    if row is None:
+        return ""
+    return f"{row['time_ratio']:.1f}x" if "time_ratio" in row else row.get("skipped", "")
 
 
 def plain(stored: Row) -> list[str]:
