@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tersor.errors import TensorError
-from tersor.tensor.assign import Codes, assign, code_dtype, code_length
+from tersor.tensor.assign import assign, code_dtype, code_length
 from tersor.tensor.codebook import tidy_codebook
 from tersor.tensor.compressed import Codebook, CompressedTensor
 from tersor.tensor.groups import expand_groups, join_groups, split_groups
@@ -257,7 +257,7 @@ def _nearest(
     mask = None if kept is None or kept.all() else np.ascontiguousarray(kept)
     bits = None
     if penalty:
-        position: Codes = np.zeros(k + 1, code_dtype(len(names)))
+        position: NDArray[Any] = np.zeros(k + 1, code_dtype(len(names)))
         position[names] = np.arange(len(names))
         bits = code_length(position[codes], len(levels))
     picked = assign(values, levels, mask=mask, code_length=bits, penalty=penalty)
