@@ -38,7 +38,7 @@ def select(model: nn.Module, step: Prune | Cluster) -> list[Selected]:
     [('0.weight', True, ''), ('0.bias', False, 'bias')]
     """
     found = storages(model)
-    paths = {path for path, _ in model.named_modules(remove_duplicate=False) if path}
+    paths = {path for one in found for site in one.sites for path in _with_parents(site.path)}
     for pattern in (*step.targets, *(rule.match for rule in step.rules)):
         _check_pattern(pattern, found, paths)
     return [_resolve(storage, step) for storage in found]
@@ -86,7 +86,7 @@ def _left_alone(storage: Storage, step: Prune | Cluster) -> str:
 def _check_pattern(pattern: str, found: list[Storage], paths: set[str]) -> None:
     names = [site.name for storage in found for site in storage.sites]
     if not any(matches(pattern, name) for name in (*names, *paths)):
-        raise TargetError(f"pattern {pattern!r} matches no parameter and no module."
+        raise TargetError(f"pattern {pattern!r} matches no parameter and no module that has any."
                           f"{did_you_mean(pattern, (*names, *sorted(paths)))}")  # fmt: skip
 
 
