@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -37,6 +38,18 @@ def test_trained_looking_floats_shrink_by_their_exponents():
     method, payload = encode_values(values, speed="small")
     assert method == ROTATED
     assert len(payload) < 0.85 * values.nbytes
+
+
+def test_encoding_holds_few_copies_of_the_values():
+    values = np.random.default_rng(0).normal(0, 0.05, 1_000_000).astype(np.float32)
+    encode_values(values[:100], speed="fast")
+    tracemalloc.start()
+    try:
+        encode_values(values, speed="fast")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2.6 * values.nbytes
 
 
 def test_every_truncation_and_any_byte_more_is_refused():

@@ -70,7 +70,7 @@ def unpack(packed: bytes, count: int, width: int) -> Codes:
     return codes
 
 
-def deflate(plain: bytes, level: int) -> bytes:
+def deflate(plain: bytes | memoryview, level: int) -> bytes:
     """One Zstandard frame without magic number, checksum and content size."""
     parameters = zstandard.ZstdCompressionParameters.from_level(
         level, source_size=len(plain), format=zstandard.FORMAT_ZSTD1_MAGICLESS, write_content_size=False

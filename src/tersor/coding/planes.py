@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tersor.coding.framing import read_blob, write_blob
 from tersor.coding.pack import deflate, inflate
-from tersor.coding.rans import decode_rans, encode_rans
+from tersor.coding.rans import count_codes, decode_rans, encode_rans
 from tersor.errors import FormatError, TensorError
 
 if TYPE_CHECKING:
@@ -45,25 +45,29 @@ def encode_values(
     (0, b'\\x00\\x00\\x80?\\x00\\x00\\x00@')
     """
     if isinstance(data, bytes):
-        size, plain = itemsize or 1, data
+        size, plain = itemsize or 1, np.frombuffer(data, np.uint8)
     else:
         size = data.dtype.itemsize
-        plain = data.astype(data.dtype.newbyteorder("<"), copy=False).tobytes()
+        little = np.ascontiguousarray(data, data.dtype.newbyteorder("<"))
+        plain = little.reshape(-1).view(np.uint8)
     if size not in ITEM_SIZES or len(plain) % size:
         raise TensorError(f"{len(plain)} bytes are not items of {size} bytes: sizes are {ITEM_SIZES}")
-    best = STORED, plain
     level = ZSTD_LEVEL[speed]
-    frame = deflate(plain, level)
+    method, coded = STORED, bytearray()
+    if len(plain) // size >= PLANES_FROM:
+        items = plain.reshape(-1, size)
+        method = min((PLANES, ROTATED), key=lambda one: _entropy(items, one))
+        coded = _encode_planes(items, method, level)
+    frame = deflate(plain.data, level)
+    # What lost goes before the winner is copied: either may be as large as the tensor.
+    if method != STORED and len(coded) < min(len(frame), len(plain)):
+        del frame
+        return method, bytes(coded)
+    del coded
     if len(frame) < len(plain):
-        best = ZSTD, frame
-    if len(plain) // size < PLANES_FROM:
-        return best
-    method, planes = min(
-        ((method, _split(plain, size, method)) for method in (PLANES, ROTATED)),
-        key=lambda one: _entropy(one[1]),
-    )
-    coded = b"".join(_encode_plane(plane, level) for plane in planes)
-    return (method, coded) if len(coded) < len(best[1]) else best
+        return ZSTD, frame
+    del frame
+    return STORED, data if isinstance(data, bytes) else plain.tobytes()
 
 
 def decode_values(method: int, payload: bytes, *, count: int, itemsize: int) -> bytes:
@@ -86,42 +90,53 @@ def decode_values(method: int, payload: bytes, *, count: int, itemsize: int) -> 
         at = after
     if at != len(payload):
         raise FormatError(f"{len(payload) - at} bytes follow the last plane")
-    return _rotate(planes, left=False).tobytes() if method == ROTATED else planes.tobytes()
+    if method == ROTATED:
+        _turn_back(planes)
+    return planes.tobytes()
 
 
-def _split(plain: bytes, size: int, method: int) -> list[Bytes]:
-    items = np.frombuffer(plain, np.uint8).reshape(-1, size)
-    items = _rotate(items, left=True) if method == ROTATED else items
-    return [np.ascontiguousarray(items[:, i]) for i in range(size)]
+def _plane(items: Bytes, i: int, method: int) -> Bytes:
+    """A copy of byte ``i`` of each item; one at a time, since all of them would be a second tensor."""
+    plane: Bytes = items[:, i].copy()
+    if method == ROTATED:
+        plane <<= 1
+        plane |= items[:, i - 1] >> 7
+    return plane
 
 
-def _rotate(items: Bytes, *, left: bool) -> Bytes:
-    """Each item (little-endian bytes in a row) turned by one bit."""
-    turned: Bytes
-    if left:
-        turned = np.bitwise_or(items << 1, np.roll(items, 1, axis=1) >> 7)
-    else:
-        turned = np.bitwise_or(items >> 1, np.roll(items, -1, axis=1) << 7)
-    return turned
+def _turn_back(planes: Bytes) -> None:
+    """Turn each item (little-endian bytes in a row) right by one bit, in place."""
+    lowest = planes[:, 0] << 7
+    for i in range(planes.shape[1]):
+        planes[:, i] >>= 1
+        planes[:, i] |= planes[:, i + 1] << 7 if i + 1 < planes.shape[1] else lowest
 
 
-def _entropy(planes: list[Bytes]) -> float:
+def _entropy(items: Bytes, method: int) -> float:
+    """Bits of all planes, each coded alone."""
     bits = 0.0
-    for plane in planes:
-        counts = np.bincount(plane, minlength=256)
+    for i in range(items.shape[1]):
+        counts = np.zeros(256, np.int64)
+        count_codes(_plane(items, i, method), counts)
         used = counts[counts > 0]
-        bits += float((used * np.log2(len(plane) / used)).sum())
+        bits += float((used * np.log2(len(items) / used)).sum())
     return bits
 
 
+def _encode_planes(items: Bytes, method: int, level: int) -> bytearray:
+    coded = bytearray()
+    for i in range(items.shape[1]):
+        coded += _encode_plane(_plane(items, i, method), level)
+    return coded
+
+
 def _encode_plane(plane: Bytes, level: int) -> bytes:
-    stored = plane.tobytes()
-    tries = [
-        (0, stored),
-        (1, deflate(stored, level)),
-        (2, encode_rans(plane.astype(np.uint16), 256) or stored),
-    ]
-    method, body = min(tries, key=lambda one: len(one[1]))
+    method, body = 1, deflate(plane.data, level)
+    coded = encode_rans(plane, 256)
+    if coded is not None and len(coded) < len(body):
+        method, body = 2, coded
+    if len(plane) <= len(body):
+        method, body = 0, plane.tobytes()
     return bytes((method,)) + write_blob(body)
 
 

@@ -31,7 +31,7 @@ Words = NDArray[np.uint16]
 States = NDArray[np.uint32]
 
 
-def encode_rans(codes: Codes, levels: int) -> bytes | None:
+def encode_rans(codes: Codes | NDArray[np.uint8], levels: int) -> bytes | None:
     """Payload of flat ``codes``; None where fewer than two symbols occur, or too many for a table."""
     counts = np.zeros(levels, np.int64)
     count_codes(codes, counts)
@@ -193,7 +193,7 @@ def _step(
 
 
 @njit(cache=True, nogil=True)
-def count_codes(codes: Codes, counts: NDArray[np.int64]) -> None:
+def count_codes(codes: Codes | NDArray[np.uint8], counts: NDArray[np.int64]) -> None:
     """Add the histogram of ``codes`` to ``counts``."""
     for code in codes:
         counts[code] += 1
