@@ -58,6 +58,9 @@ class Train:
         _require(self.epochs > 0, "epochs", self.epochs, "more than 0")
         _require(self.lr > 0, "lr", self.lr, "more than 0")
         _require(0 <= self.warmup < 1, "warmup", self.warmup, "a share of the steps in [0, 1)")
+        _require(self.momentum >= 0, "momentum", self.momentum, "0 or more")
+        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        _require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "more than 0")
         _one_of(self, "optimizer", ("adamw", "sgd"))
         _one_of(self, "schedule", ("cosine", "linear", "constant"))
 

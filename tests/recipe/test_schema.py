@@ -21,7 +21,7 @@ trains = st.builds(
     weight_decay=finite,
     schedule=st.sampled_from(["cosine", "linear", "constant"]),
     warmup=shares,
-    clip_norm=st.none() | finite,
+    clip_norm=st.none() | st.floats(1e-9, 1e6),
 )
 
 
@@ -121,6 +121,9 @@ def cluster(**fields):
         (cluster(train=3), ["cluster.train = 3", "mapping"]),
         (cluster(train={"epoch": 3}), ["cluster.train.epoch = 3", "'epochs'"]),
         (cluster(train={"lr": -1}), ["steps[0].cluster.train: lr is -1"]),
+        (cluster(train={"momentum": -0.1}), ["cluster.train: momentum is -0.1", "0 or more"]),
+        (cluster(train={"weight_decay": -1}), ["cluster.train: weight_decay is -1", "0 or more"]),
+        (cluster(train={"clip_norm": 0}), ["cluster.train: clip_norm is 0", "more than 0"]),
         (cluster(rules={"match": "a"}), ["cluster.rules = ", "list"]),
         (cluster(rules=[{"skip": True}]), ["cluster.rules[0]", "takes match"]),
         (cluster(rules=[{"match": 3}]), ["rules[0].match = 3", "string"]),
