@@ -138,6 +138,16 @@ def test_named_and_impossible() -> None:
         select(Tied(), replace(HALF, rules=(Rule("head", override={"bits": 3}),)))
 
 
+def test_a_dtype_that_the_file_has_no_codes_for_is_left_alone() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)).to(torch.bfloat16)
+    model[1].weight = nn.Parameter(torch.zeros(2, 2).to(torch.float8_e4m3fn), requires_grad=False)
+    found = reasons(model, HALF)
+    assert found["0.weight"] == "taken"
+    assert found["1.weight"] == "float8_e4m3fn, which the file can only hold as it is"
+    with pytest.raises(TargetError, match=r"1.weight is named and cannot be compressed: float8_e4m3fn"):
+        select(model, replace(HALF, targets=("1.weight",)))
+
+
 def test_lazy_and_empty() -> None:
     with pytest.raises(TaskError, match="has no shape yet"):
         storages(nn.LazyLinear(3))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from tersor.errors import TargetError, did_you_mean, in_context
@@ -13,6 +14,8 @@ from tersor.patterns import matches
 from tersor.spec import Cluster, Prune, Rule, replace_fields
 
 __all__ = ["Selected", "Storage", "select", "storages"]
+
+COMPRESSIBLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +71,8 @@ def _apply_rule(step: Prune | Cluster, rule: Rule) -> Prune | Cluster:
 def _obstacle(storage: Storage) -> str:
     if not storage.dtype.is_floating_point:
         return f"not floating ({str(storage.dtype).removeprefix('torch.')})"
+    if storage.dtype not in COMPRESSIBLE:
+        return f"{str(storage.dtype).removeprefix('torch.')}, which the file can only hold as it is"
     if storage.entangled:
         return f"shares its memory with {storage.entangled} in another layout"
     return ""
