@@ -22,7 +22,7 @@ from tersor.tensor.cluster import cluster_tensor
 from tersor.tensor.masks import magnitude_mask
 from tersor.train.checkpoint import load_checkpoint, save_checkpoint
 from tersor.train.control import Control, GradualPruning, Reassignment
-from tersor.train.loop import fit
+from tersor.train.loop import fit, make_optimizer
 
 INPUTS = torch.randn(50, 6, generator=torch.Generator().manual_seed(5))
 TARGETS = (INPUTS[:, :3].sum(dim=1) > 0).long()
@@ -353,6 +353,18 @@ def test_a_loader_that_is_shorter_than_it_says() -> None:
 def test_nothing_trainable() -> None:
     with pytest.raises(TaskError, match="nothing in the model is trainable"):
         fit(build().requires_grad_(False), made_task(batches()), Train(), seed=0)
+
+
+@pytest.mark.parametrize("attach", ATTACHMENTS.values(), ids=ATTACHMENTS)
+def test_adamw_refuses_float16_that_trains(attach: Any) -> None:
+    model = build()
+    model[4].weight.data = model[4].weight.data.half()
+    attach(model)
+    with pytest.raises(TaskError, match=r"^4\.weight is float16.*float32 or bfloat16"):
+        make_optimizer(model, Train())
+    model[4].requires_grad_(False)
+    make_optimizer(model, Train())
+    make_optimizer(build().bfloat16(), Train())
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

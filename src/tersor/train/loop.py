@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tersor.errors import TaskError
 from tersor.measure.quality import to_device
+from tersor.model.storage import storages
 from tersor.progress import Progress, silent
 from tersor.spec import Train
 from tersor.task import Batch, Task
@@ -113,7 +114,10 @@ def _learn(
 
 
 def make_optimizer(model: nn.Module, phase: Train) -> torch.optim.Optimizer:
-    """The phase's optimizer over what is trainable now; :class:`TaskError` if nothing is."""
+    """The phase's optimizer over what is trainable now; :class:`TaskError` if nothing is.
+
+    So it is for AdamW on float16: its state has that dtype, where eps and small squared gradients are 0.
+    """
     trained = [one for one in model.parameters() if one.requires_grad]
     if not trained:
         raise TaskError("nothing in the model is trainable: no parameter requires a gradient")
@@ -122,6 +126,10 @@ def make_optimizer(model: nn.Module, phase: Train) -> torch.optim.Optimizer:
         return torch.optim.SGD(
             trained, lr=phase.lr, momentum=phase.momentum, weight_decay=phase.weight_decay, fused=fused
         )
+    for one in storages(model):
+        if one.dtype == torch.float16 and getattr(one.module, one.attribute).requires_grad:
+            raise TaskError(f"{one.name} is float16, too narrow for the state of adamw, which becomes NaN: "
+                            "convert the model to float32 or bfloat16 before it trains")  # fmt: skip
     return torch.optim.AdamW(trained, lr=phase.lr, weight_decay=phase.weight_decay, fused=fused)
 
 
