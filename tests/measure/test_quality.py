@@ -133,6 +133,23 @@ def test_a_list_of_samples_is_a_batch():
     assert evaluate_model(net(), task, data).value == evaluate_model(net(), task_with(), batches()).value
 
 
+@pytest.mark.parametrize("kind", [tuple, list, namedtuple("Pair", "x y")._make])
+def test_the_number_of_parts_of_a_batch_is_no_number_of_samples(kind):
+    task = task_with(score=lambda out, b: right(out, b)[:2], forward=lambda model, batch: model(batch[0]))
+    with pytest.raises(TaskError, match=r"score returned shape \(2,\); it has to be \(40,\):"):
+        evaluate_model(net(), task, [kind(one) for one in batches()])
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_parts_may_be_lists_of_samples(kind):
+    def forward(model, batch):
+        return model(torch.stack(list(batch[0])))
+
+    task = task_with(score=lambda out, b: out.argmax(1) == torch.stack(list(b[1])), forward=forward)
+    score = evaluate_model(net(), task, [tuple(kind(part) for part in one) for one in batches()])
+    assert score.value == evaluate_model(net(), task_with(), batches()).value
+
+
 def metric_task(metric):
     return Task(name="demo", build=net, weights={}, test=batches(), metric=metric)
 

@@ -236,13 +236,23 @@ def _tensors(batch: Batch) -> Iterator[torch.Tensor | NDArray[Any]]:
 
 
 def _lengths(batch: Batch) -> Iterator[int]:
-    """Every length that may be the number of samples: of tensors, and of lists of samples."""
+    """Every length that may be the number of samples: of tensors, and of lists of samples.
+
+    A tuple holds the parts of a batch, and so does a list of things that differ in kind, such as the [x, y]
+    of a DataLoader.
+    """
     if isinstance(batch, tuple | list):
-        yield len(batch)
-        for one in batch:
-            if isinstance(one, tuple | list):
-                yield len(one)
+        lists = (
+            [batch] if isinstance(batch, list) else [one for one in batch if isinstance(one, tuple | list)]
+        )
+        yield from (len(one) for one in lists if len({_kind(sample) for sample in one}) == 1)
     yield from (one.shape[0] for one in _tensors(batch) if one.ndim)
+
+
+def _kind(sample: Any) -> tuple[Any, ...]:
+    if isinstance(sample, torch.Tensor | np.ndarray):
+        return type(sample), sample.dtype, sample.ndim
+    return (type(sample),)
 
 
 def _fingerprint(batch: Batch, before: int) -> int:
