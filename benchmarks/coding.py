@@ -122,7 +122,7 @@ def coders(sample: Sample) -> list[Coder]:
     }
     if codes.size > ADAPTIVE_UP_TO:
         del ours[4]
-    found = [Coder(f"tersor {METHODS[one].name}", run, partial(read, one)) for one, run in ours.items()]
+    found = [Coder(f"tersor {METHODS[one]}", run, partial(read, one)) for one, run in ours.items()]
     return [*found, *(zstd(sample, level) for level in (1, 19)), constriction_ans(sample)]
 
 

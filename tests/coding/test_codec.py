@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tersor.coding import codec
 from tersor.coding.adaptive import encode_adaptive, encode_once
 from tersor.coding.codec import METHODS, decode, encode
 from tersor.coding.contexts import encode_contexts
@@ -73,7 +74,7 @@ def test_encode_round_trips(shape, alphabet, speed, seed, sparsity):
 def test_each_method_round_trips(shape, alphabet, seed, sparsity):
     codes = sample(*shape, *alphabet, seed, sparsity)
     for method, payload in every_payload(codes, *alphabet).items():
-        np.testing.assert_array_equal(decoded(method, payload, codes, *alphabet), codes, METHODS[method].name)
+        np.testing.assert_array_equal(decoded(method, payload, codes, *alphabet), codes, METHODS[method])
 
 
 @settings(max_examples=30, deadline=None)
@@ -267,3 +268,12 @@ def test_golden_bytes(method):
     np.testing.assert_array_equal(decoded(method, payload, codes, 16, 0), codes)
     if method != 1:  # what Zstandard writes changes with its version
         assert every_payload(codes, 16, 0)[method] == payload
+
+
+@pytest.mark.parametrize(("speed", "last"), [("fast", 2), ("balanced", 3), ("small", 4)])
+def test_a_speed_class_ends_at_its_method(monkeypatch, speed, last):
+    """With later methods made shorter and shorter, the last one that the class tries is kept."""
+    for method, name in {2: "encode_rans", 3: "encode_contexts", 4: "encode_adaptive"}.items():
+        monkeypatch.setattr(codec, name, lambda *_, method=method, **__: b"x" * (5 - method))
+    codes = np.random.default_rng(0).integers(0, 16, 1000).astype(np.uint8)
+    assert encode(codes, columns=10, levels=16, center=0, speed=speed)[0] == last

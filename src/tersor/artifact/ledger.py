@@ -39,4 +39,4 @@ def _method_name(part: Part, *, values: bool) -> str:
         return "none"
     if part.method not in (coding.VALUE_METHODS if values else coding.METHODS):
         raise FormatError(f"coding method {part.method} is not known: update tersor")
-    return coding.VALUE_METHODS[part.method] if values else coding.METHODS[part.method].name
+    return coding.VALUE_METHODS[part.method] if values else coding.METHODS[part.method]
