@@ -43,3 +43,10 @@ def test_a_file_that_is_not_ours(task, tmp_path):
 def test_a_file_that_is_missing(task, tmp_path):
     with pytest.raises(tersor.TersorError, match=r"gone\.tersor"):
         tersor.evaluate(task, tmp_path / "gone.tersor")
+
+
+def test_the_bound_on_memory_can_be_set(task, file):
+    for model in ((), (task.build(),)):
+        with pytest.raises(tersor.FormatError, match="larger max_bytes"):
+            tersor.load(file, *model, max_bytes=8)
+        assert tersor.load(file, *model, max_bytes=1 << 20)

@@ -37,18 +37,22 @@ class _Stored(Mapping[str, CompressedTensor]):
 
 
 @overload
-def load(path: str | Path) -> dict[str, torch.Tensor]: ...
+def load(path: str | Path, *, max_bytes: int | None = None) -> dict[str, torch.Tensor]: ...
 @overload
-def load(path: str | Path, model: nn.Module) -> nn.Module: ...
-def load(path: str | Path, model: nn.Module | None = None) -> dict[str, torch.Tensor] | nn.Module:
+def load(path: str | Path, model: nn.Module, *, max_bytes: int | None = None) -> nn.Module: ...
+def load(
+    path: str | Path, model: nn.Module | None = None, *, max_bytes: int | None = None
+) -> dict[str, torch.Tensor] | nn.Module:
     """The named tensors of a ``.tersor`` file; or ``model``, freshly built, filled with them in place.
 
-    Aliases of a tied weight share one tensor. Raises :class:`FormatError` for a file that is not ours or is
-    damaged, :class:`VerificationError` where its names, shapes or dtypes are not the model's.
+    Aliases of a tied weight share one tensor. ``max_bytes`` bounds the memory that all tensors together
+    (with ``model``: each alone) may decode to; by default 1 GiB, or 4,096 times the file where that is more.
+    Raises :class:`FormatError` for a file that is not ours, is damaged or passes that bound,
+    :class:`VerificationError` where its names, shapes or dtypes are not the model's.
     """
     if model is None:
-        return load_tensors(path)
-    with in_context(str(path)), Reader(path) as reader:
+        return load_tensors(path, max_bytes=max_bytes)
+    with in_context(str(path)), Reader(path, max_bytes=max_bytes) as reader:
         restore_(model, _Stored(reader), reader.aliases)
     return model
 
