@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from tersor.errors import (
         BudgetError,
         FormatError,
-        MissingExtraError,
         SpecError,
         TargetError,
         TaskError,
@@ -63,7 +62,6 @@ _HOME = {
     "TaskError": "errors",
     "TensorError": "errors",
     "FormatError": "errors",
-    "MissingExtraError": "errors",
     "BudgetError": "errors",
     "VerificationError": "errors",
 }
@@ -74,7 +72,6 @@ __all__ = [
     "Code",
     "CompressedTensor",
     "FormatError",
-    "MissingExtraError",
     "Prune",
     "Reader",
     "Recipe",

@@ -6,7 +6,6 @@ TersorError                     exit code 1
 ├── TaskError                   1  a task that does not hold together
 ├── TensorError                 1  a tensor that cannot be compressed (NaN, Inf, wrong dtype)
 ├── FormatError                 1  a file that is not ours, is damaged, or passes a declared limit
-├── MissingExtraError           1  an optional library that is not installed
 ├── BudgetError                 3  nothing found inside the budget (the best artifact is kept)
 └── VerificationError           5  the written file does not give back what was measured
 
@@ -51,10 +50,6 @@ class TensorError(TersorError, ValueError):
 
 class FormatError(TersorError, ValueError):
     """A file that is not a ``.tersor`` file, is damaged, or declares more than the limits allow."""
-
-
-class MissingExtraError(TersorError, ImportError):
-    """An optional library that is not installed; the message names the extra."""
 
 
 class BudgetError(TersorError):

@@ -48,7 +48,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """Where the bytes of one tensor (or one section of the file) went."""
+    """Where the bytes of one tensor (or one section of the file) went.
+
+    The row of the container itself has the parts head, index and checksums.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -56,7 +59,7 @@ class LedgerRow:
     form: str
     method: str
     levels: int
-    parts: dict[str, int]  # bytes by part: codes, codebook, scales, mask, values, tables, header
+    parts: dict[str, int]  # bytes by part: codes, codebook, scales, zero_points, mask, values, header
 
     @property
     def size_bytes(self) -> int:

@@ -32,7 +32,6 @@ def failing(monkeypatch):
         (errors.TaskError("x"), 1),
         (errors.TensorError("x"), 1),
         (errors.FormatError("x"), 1),
-        (errors.MissingExtraError("x"), 1),
         (errors.SpecError("x"), 2),
         (errors.TargetError("x"), 2),
         (errors.BudgetError("x"), 3),
