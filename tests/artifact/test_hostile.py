@@ -18,7 +18,7 @@ REASONS = {
     "bytes_between": "1 bytes of payload, where the index lists 0",
     "center_not_needed": "center",
     "codes_of_integers": "not floating",
-    "count_beyond_the_index": "too early",
+    "count_beyond_the_index": "has no end",
     "dtype_unknown": "dtype 31",
     "form_unknown": "form 7",
     "group_bomb": "past the limit",
@@ -43,8 +43,8 @@ REASONS = {
     "too_many_dimensions": "the dimensions is 65",
     "too_many_weights": "too many weights",
     "unknown_feature": "features 0x10",
-    "varint_too_long": "more bytes than it takes",
-    "varint_without_end": "does not end",
+    "varint_too_long": "more than it needs",
+    "varint_without_end": "has no end",
     "zip": "not a .tersor file",
 }
 

@@ -24,7 +24,8 @@ from tersor.artifact.container import (
     Part,
     part_names,
 )
-from tersor.errors import FormatError, SpecError
+from tersor.coding.framing import read_varint, write_varint
+from tersor.errors import FormatError, SpecError, in_context
 from tersor.tensor.groups import Granularity
 
 
@@ -32,21 +33,21 @@ def print_index(index: Index) -> bytes:
     """The only bytes that :func:`parse_index` takes for this index."""
     names = {one.name: at for at, one in enumerate(index.tensors)}
     flags = sum(1 << bit for bit, section in enumerate(SECTIONS) if _present(index, section))
-    out = bytearray(_varint(flags) + _varint(len(index.tensors)))
+    out = bytearray(write_varint(flags) + write_varint(len(index.tensors)))
     before = b""
     for entry in index.tensors:
         out += _print_name(entry.name, before) + _print_entry(entry)
         before = entry.name.encode()
     if index.aliases:
-        out += _varint(len(index.aliases))
+        out += write_varint(len(index.aliases))
         before = b""
         for name in _sorted(index.aliases):
-            out += _print_name(name, before) + _varint(names[index.aliases[name]])
+            out += _print_name(name, before) + write_varint(names[index.aliases[name]])
             before = name.encode()
     for blob in (index.points, index.structure):
         out += _print_blob(blob) if blob is not None else b""
     if index.attachments:
-        out += _varint(len(index.attachments))
+        out += write_varint(len(index.attachments))
         before = b""
         for name in _sorted(index.attachments):
             out += _print_name(name, before) + _print_blob(index.attachments[name])
@@ -98,31 +99,16 @@ class _Cursor:
 
     def varint(self, what: str, limit: int = 1 << 63) -> int:
         """An unsigned LEB128 number below ``limit``, in as few bytes as it takes."""
-        value = 0
-        for shift in range(0, 63, 7):
-            (byte,) = self.take(1)
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                if byte == 0 and shift:
-                    raise FormatError(f"{what} is written in more bytes than it takes")
-                if value >= limit:
-                    raise FormatError(f"{what} is {value}: the limit is {limit - 1}")
-                return value
-        raise FormatError(f"{what} does not end within 9 bytes")
+        with in_context(what):
+            value, self.at = read_varint(self.data, self.at)
+        if value >= limit:
+            raise FormatError(f"{what} is {value}: the limit is {limit - 1}")
+        return value
 
     def finish(self) -> None:
         """Everything must have been taken."""
         if self.at != len(self.data):
             raise FormatError(f"{len(self.data) - self.at} bytes are left over in the index")
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 def _present(index: Index, section: str) -> bool:
@@ -139,7 +125,7 @@ def _print_name(name: str, before: bytes) -> bytes:
     shared = 0
     while shared < min(len(data), len(before)) and data[shared] == before[shared]:
         shared += 1
-    return _varint(shared) + _varint(len(data) - shared) + data[shared:]
+    return write_varint(shared) + write_varint(len(data) - shared) + data[shared:]
 
 
 def _parse_name(cursor: _Cursor, before: bytes, seen: set[bytes]) -> bytes:
@@ -163,27 +149,27 @@ def _text(name: bytes) -> str:
 
 def _print_entry(entry: Entry) -> bytes:
     out = bytearray([FORMS.index(entry.form) << 5 | DTYPES.index(entry.dtype)])
-    out += _varint(len(entry.shape)) + b"".join(map(_varint, entry.shape))
+    out += write_varint(len(entry.shape)) + b"".join(map(write_varint, entry.shape))
     if entry.form in ("raw", "masked"):
         out.append(STORED[entry.dtype].index(entry.stored))
     else:
         out += _print_coded(entry)
-    return bytes(out) + b"".join(_varint(part.method) + _varint(part.size) for part in entry.parts)
+    return bytes(out) + b"".join(write_varint(part.method) + write_varint(part.size) for part in entry.parts)
 
 
 def _print_coded(entry: Entry) -> bytes:
     granularity = entry.granularity
     kind = GRANULARITIES.index(granularity.kind)
     flags = kind | FLOATS.index(entry.stored) << 2 | (entry.center is not None) << 4 | entry.shifted << 5
-    out = _varint(flags)
+    out = write_varint(flags)
     if kind:
-        out += _varint(granularity.axis)
+        out += write_varint(granularity.axis)
     if granularity.size:
-        out += _varint(granularity.size)
+        out += write_varint(granularity.size)
     if entry.form == "affine":
-        out += _varint(entry.offset << 1 if entry.offset >= 0 else ~(entry.offset << 1))
-    out += _varint(entry.levels)
-    return out + (_varint(entry.center) if entry.center is not None else b"")
+        out += write_varint(entry.offset << 1 if entry.offset >= 0 else ~(entry.offset << 1))
+    out += write_varint(entry.levels)
+    return out + (write_varint(entry.center) if entry.center is not None else b"")
 
 
 def _parse_entry(cursor: _Cursor, name: str, start: int) -> Entry:
@@ -241,7 +227,7 @@ def _parse_part(cursor: _Cursor) -> Part:
 
 
 def _print_blob(blob: Blob) -> bytes:
-    return _varint(blob.count) + _varint(blob.part.method) + _varint(blob.part.size)
+    return write_varint(blob.count) + write_varint(blob.part.method) + write_varint(blob.part.size)
 
 
 def _parse_blob(cursor: _Cursor) -> Blob:
