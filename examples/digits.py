@@ -15,13 +15,12 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tersor
-from tersor.report import as_rich, layer_table, score_table, stage_table
+from tersor.report import as_lines, layer_table, score_table, stage_table
 from tersor.train.loop import fit
 
 SPLIT = (1097, 200, 500)  # train, validation, test
@@ -80,17 +79,15 @@ def recipe() -> tersor.Recipe:
 def main() -> None:
     out = Path(sys.argv[1] if len(sys.argv) > 1 else "out/digits")
     result = tersor.compress(task(), recipe=recipe(), out=out)
-    console = Console()
-    console.print(as_rich(stage_table(result.stages, result.dense_bytes)))
-    console.print(as_rich(layer_table(result.layers, result.ledger)))
-    console.print(
-        as_rich(
-            score_table(
-                result.baseline, result.artifact, result.comparison, result.dense_bytes, result.size_bytes
-            )
-        )
-    )
-    console.print("wrote", *sorted(path.as_posix() for path in out.iterdir()), sep="\n  ", highlight=False)
+    for table in (
+        stage_table(result.stages, result.dense_bytes),
+        layer_table(result.layers, result.ledger),
+        score_table(
+            result.baseline, result.artifact, result.comparison, result.dense_bytes, result.size_bytes
+        ),
+    ):
+        print(*as_lines(table), "", sep="\n")
+    print("wrote", *sorted(path.as_posix() for path in out.iterdir()), sep="\n  ")
 
 
 if __name__ == "__main__":

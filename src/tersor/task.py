@@ -53,11 +53,24 @@ class Task:
     def __post_init__(self) -> None:
         if (self.score is None) == (self.metric is None):
             raise TaskError(f"task {self.name!r} takes exactly one of score and metric")
-        if not callable(self.build):
-            raise TaskError(f"task {self.name!r}: build is {self.build!r}; it has to be a function")
+        is_model = hasattr(self.build, "state_dict") and not isinstance(self.build, type)
+        if not callable(self.build) or is_model:
+            kind = type(self.build).__name__
+            raise TaskError(
+                f"task {self.name!r}: build is a {kind}; it has to be a function that returns a module"
+            )
+        if not isinstance(self.weights, Mapping | str | Path):
+            kind = type(self.weights).__name__
+            raise TaskError(f"task {self.name!r}: weights is a {kind}; give model.state_dict() or a path")
         for name in ("train", "validation", "test"):
             loader = getattr(self, name)
-            if loader is not None and iter(loader) is loader:
+            if loader is None and name != "test":
+                continue
+            if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
+                raise TaskError(
+                    f"task {self.name!r}: {name} is {loader!r}; give a DataLoader or a list of batches"
+                )
+            if iter(loader) is loader:
                 raise TaskError(
                     f"task {self.name!r}: {name} is an iterator, which runs dry after one pass; "
                     "give a DataLoader or a list"

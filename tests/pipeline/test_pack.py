@@ -259,3 +259,16 @@ def test_a_file_that_is_not_ours_is_not_unpacked(tmp_path, source):
         unpack(source, tmp_path / "x")
     with pytest.raises(FormatError, match="not a sound safetensors file"):
         pack(__file__, tmp_path / "x")
+
+
+def test_what_is_read_is_never_written_over(tmp_path):
+    path = tmp_path / "m.safetensors"
+    save_file({"a": torch.randn(8, 8)}, path)
+    before = path.read_bytes()
+    with pytest.raises(SpecError, match="name another file"):
+        pack(path, path, bits=2)
+    assert path.read_bytes() == before
+    packed = tmp_path / "m.tersor"
+    pack(path, packed)
+    with pytest.raises(SpecError, match="name another file"):
+        unpack(packed, packed)

@@ -1,5 +1,7 @@
 from dataclasses import replace
 
+import pytest
+
 import tersor
 
 
@@ -24,6 +26,18 @@ def test_a_plan_needs_no_training_data_and_trains_nothing(task, recipe):
         raise AssertionError("a plan must not train")
 
     tersor.plan(replace(task, loss=fail), recipe)
+
+
+def test_a_plan_of_a_recipe_that_trains_wants_what_it_trains_with(task, recipe):
+    with pytest.raises(tersor.TaskError, match="no train, which step 'prune' trains with"):
+        tersor.plan(replace(task, train=None), recipe)
+
+
+def test_rows_are_in_the_order_of_the_model(task, recipe):
+    names = list(task.build().state_dict())
+    for step in ("prune", "cluster"):
+        rows = [row.tensor for row in tersor.plan(task, recipe).rows if row.step == step]
+        assert rows == [name for name in names if name in rows]
 
 
 def test_a_plan_is_near_the_trained_file(task, recipe):

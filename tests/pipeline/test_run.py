@@ -156,6 +156,23 @@ def test_the_code_stage_is_the_file(task, recipe, tmp_path):
     assert (tmp_path / "stages" / "3-code.tersor").read_bytes() == result.path.read_bytes()
 
 
+def test_a_score_that_does_not_fit_is_told_before_any_training(task, recipe):
+    def fail(output, batch):
+        raise AssertionError("trained before the score was tried")
+
+    wrong = replace(task, loss=fail, score=lambda output, batch: output.mean())
+    with pytest.raises(tersor.TaskError, match="score"):
+        tersor.compress(wrong, recipe)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("test", None), ("test", 5), ("build", torch.nn.Linear(1, 1)), ("weights", 3)]
+)
+def test_a_field_of_a_task_that_cannot_be(task, field, value):
+    with pytest.raises(tersor.TaskError, match=field):
+        replace(task, **{field: value})
+
+
 def test_tied_weights_are_stored_once_and_come_back_tied(tied_task, tmp_path):
     result = tersor.compress(tied_task, "cluster", out=tmp_path)
     assert [layer.name for layer in result.layers] == ["inward.weight"]

@@ -318,6 +318,19 @@ def test_importance_without_a_gradient_anywhere_counts_all_alike():
     )
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.02])
+def test_the_importance_of_pruned_weights_changes_nothing(rate):
+    values = rng_tensor(60, 500)
+    mask = (values.abs() > 0.8).numpy()
+    importance = np.square(rng_tensor(60, 500, seed=1).numpy())
+    spec = Cluster(bits=4, rate=rate)
+    one, other = (
+        cluster_tensor(values, spec, mask=mask, importance=np.where(mask, importance, np.float32(pruned)))
+        for pruned in (0, 50)
+    )
+    assert torch.equal(one.decode(), other.decode())
+
+
 def test_the_tensor_is_not_changed():
     values = rng_tensor(100, 300)
     before = values.clone()

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from tersor.errors import TargetError, TensorError, in_context
 from tersor.model.parametrization import MaskedWeight, SharedWeight
 from tersor.model.restore import restore_
-from tersor.model.storage import Storage, state, storages
+from tersor.model.storage import Storage, keep_order, state, storages
 from tersor.tensor.codebook import tidy_codebook
 from tersor.tensor.compressed import Codebook, CompressedTensor, Raw, raw
 from tersor.tensor.groups import expand_groups
@@ -156,6 +156,7 @@ def _bind(
     shared: Any = None
     for site in storage.sites:
         module, attribute = site.module, site.attribute
+        keep_order(module)
         _own_class(module)
         requires_grad = cast(Tensor, module._parameters[attribute]).requires_grad
         # A new Parameter: registering changes the one it finds in place, and an alias may hold that too.

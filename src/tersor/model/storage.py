@@ -18,6 +18,8 @@ from tersor.model.parametrization import MaskedWeight, SharedWeight
 
 Kind = Literal["weight", "bias", "vector", "buffer"]
 
+_ORDER = "_tersor_order"
+
 
 @dataclass(frozen=True)
 class Site:
@@ -157,14 +159,22 @@ def _sites(model: nn.Module) -> Iterator[Site]:
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             raise TaskError(f"module {path or 'model'!r} has extra state, which is no tensor: "
                             "keep it in buffers instead")  # fmt: skip
-        for attribute, parameter in module._parameters.items():
-            if parameter is not None:
-                yield Site(path, module, attribute)
-        for attribute in _attached_names(module):
+        own = [name for name, parameter in module._parameters.items() if parameter is not None]
+        for attribute in _as_built(module, [*own, *_attached_names(module)]):
             yield Site(path, module, attribute)
         for attribute, buffer in module._buffers.items():
             if buffer is not None and attribute not in module._non_persistent_buffers_set:
                 yield Site(path, module, attribute)
+
+
+def keep_order(module: nn.Module) -> None:
+    """Note the order of a module's parameters, which attaching and releasing change."""
+    module.__dict__.setdefault(_ORDER, tuple(module._parameters))
+
+
+def _as_built(module: nn.Module, names: list[str]) -> list[str]:
+    order = module.__dict__.get(_ORDER, ())
+    return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
 
 
 def _modules(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -102,6 +102,7 @@ def pack(
     if plan is None and (include or exclude):
         raise SpecError("include and exclude choose what to compress; a lossless pack compresses nothing")
     checkpoint = open_checkpoint(Path(source))
+    _check_apart(Path(out), [Path(source), *checkpoint.files.values()])
     choices = _choices(list(checkpoint.files), include, exclude)
     rows: list[PackRow] = []
 
@@ -125,6 +126,7 @@ def unpack(source: str | Path, out: str | Path, *, progress: Progress = silent) 
 
     Names, shapes and dtypes are those of the file; tied weights are written under each of their names.
     """
+    _check_apart(Path(out), [Path(source)])
     with Reader(source) as reader:
         infos = {one.name: TensorInfo(one.name, one.shape, torch_dtype(one.dtype)) for one in reader.entries}
         for alias, name in reader.aliases.items():
@@ -142,6 +144,11 @@ def unpack(source: str | Path, out: str | Path, *, progress: Progress = silent) 
         size = write_checkpoint(Path(out), infos.values(), read, metadata=metadata)
         progress("unpack", done, len(infos))
         return size
+
+
+def _check_apart(out: Path, sources: Iterable[Path]) -> None:
+    if out.resolve() in {one.resolve() for one in sources}:
+        raise SpecError(f"{out} is what is read: it would be lost; name another file to write")
 
 
 def _plan(options: PackOptions) -> Cluster | float | None:

@@ -11,7 +11,7 @@ from tersor.artifact.io import write
 from tersor.measure.size import dense_bytes
 from tersor.model.attach import collect
 from tersor.model.restore import trained_model
-from tersor.pipeline.run import file_speed, model_before, step_seed
+from tersor.pipeline.run import check_task, file_speed, model_before, step_seed
 from tersor.pipeline.steps import Context, apply_step, without_training
 from tersor.recipe.load import load_recipe
 from tersor.spec import Recipe, Train
@@ -51,6 +51,7 @@ def plan(task: Task, recipe: Recipe | str | Path = "deep-compression", *, seed: 
     raise before it trains.
     """
     wanted = load_recipe(recipe)
+    check_task(task, wanted)
     original = trained_model(task)
     collected = collect(original)
     rows: list[PlanRow] = []

@@ -8,6 +8,7 @@ where it stopped, with the same bytes as one that was never interrupted.
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -18,6 +19,7 @@ import numpy as np
 from torch import nn
 
 from tersor.artifact.io import Reader, write
+from tersor.errors import TaskError
 from tersor.measure.quality import compare, evaluate_model
 from tersor.measure.size import dense_bytes
 from tersor.model.attach import Collected, attach_collected_, collect
@@ -29,8 +31,9 @@ from tersor.pipeline.steps import Context, apply_step
 from tersor.progress import Progress, silent
 from tersor.recipe.load import load_recipe
 from tersor.result import LayerRecord, Ledger, StageRecord
-from tersor.spec import Cluster, Code, Recipe, Speed
+from tersor.spec import Cluster, Code, Recipe, Speed, Train
 from tersor.task import Task
+from tersor.train.randomness import Randomness
 
 
 def compress(
@@ -59,6 +62,7 @@ def compress(
     :class:`VerificationError` if the file does not give back the model; ``out`` is then as it was.
     """
     plan = load_recipe(recipe)
+    check_task(task, plan, device)
     context = Context(task, seed, device, None, progress)
     folder = Path(mkdtemp(prefix="tersor-") if out is None else out)
     try:
@@ -100,6 +104,18 @@ def _compress(store: StageStore, recipe: Recipe, context: Context, asked_drop: f
         seconds=perf_counter() - started,
         path=path,
     )
+
+
+def check_task(task: Task, recipe: Recipe, device: str = "cpu") -> None:
+    """Try the score on one batch, and see that what the recipe trains with is there, before any work."""
+    trains = [step for step in recipe.steps if isinstance(step, Train) or getattr(step, "train", None)]
+    for name in ("loss", "train"):
+        if trains and getattr(task, name) is None:
+            raise TaskError(f"task {task.name!r} has no {name}, which step {trains[0].name!r} trains with")
+    if task.score is not None:
+        with Randomness(task.test).seeded(0):
+            first = list(islice(task.test, 1))
+            evaluate_model(trained_model(task).to(device), task, first, device=device)
 
 
 def _run_steps(recipe: Recipe, store: StageStore, context: Context) -> Collected:

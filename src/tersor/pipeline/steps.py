@@ -118,11 +118,11 @@ def _one_price(
     for storage in storages:
         mask = storage.mask()
         square = np.square(storage.dense().detach().cpu().float().numpy())
-        kept = square if mask is None else square[mask]
-        energies[storage.name] = float(importance[storage.name].mean()) * float(
-            kept.mean() if kept.size else 0.0
-        )
-        counts[storage.name] = kept.size
+        kept = np.ones(storage.shape, np.bool_) if mask is None else mask & (square != 0)
+        count = int(kept.sum())
+        weight = importance[storage.name]
+        energies[storage.name] = float(weight[kept].mean()) * float(square[kept].mean()) if count else 0.0
+        counts[storage.name] = count
     overall = sum(energies[name] * counts[name] for name in energies) / max(sum(counts.values()), 1)
     return {
         name: replace(specs[name], rate=specs[name].rate * overall / energy if energy else specs[name].rate)

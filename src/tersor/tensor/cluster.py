@@ -110,9 +110,9 @@ def cluster_tensor(
     keep = None if mask is None else _matching(mask, values, np.bool_, "mask")
     if keep is not None:
         keep = ravel_groups(keep, granularity)[0] & (flat != 0)
-    weight = None if importance is None else _importance(importance, values)
-    if weight is not None:
-        weight = ravel_groups(weight, granularity)[0]
+    weight = None
+    if importance is not None:
+        weight = positive_importance(ravel_groups(_importance(importance, values), granularity)[0], keep)
     _check_room(flat, keep, spec)
     small = spec.rate == 0 and spec.init in ("optimal", "exact")
     if small and int(np.diff(offsets).max(initial=0)) <= SMALL_GROUP:
@@ -234,10 +234,10 @@ def _check_room(flat: F32, keep: Mask | None, spec: Cluster) -> None:
 
 
 def _importance(importance: F32, values: F32) -> F32:
-    weight = _matching(importance, values, np.float32, "importance")
+    weight: F32 = _matching(importance, values, np.float32, "importance")
     if _count_not_finite(weight.reshape(-1)) or (weight.size and float(weight.min()) < 0):
         raise TensorError("importance holds NaN, Inf or negative values: give squared gradients, or ones")
-    return positive_importance(weight)
+    return weight
 
 
 def _matching(array: NDArray[np.generic], values: F32, dtype: type, name: str) -> NDArray[Any]:

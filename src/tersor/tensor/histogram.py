@@ -75,13 +75,14 @@ def unique_points(values: F32, importance: F32 | None = None) -> Points:
     return Points(points, weight, points * weight, count, exact=True)
 
 
-def positive_importance(importance: F32) -> F32:
-    """Scaled to a mean of 1, plus a floor of 10^-6, so that every weight has a nearest value.
+def positive_importance(importance: F32, keep: NDArray[np.bool_] | None = None) -> F32:
+    """Scaled to a mean of 1 over what is kept, plus a floor of 10^-6: every weight has a nearest value.
 
     >>> positive_importance(np.array([0, 2], np.float32)).round(3)
     array([0., 2.], dtype=float32)
     """
-    mean = float(importance.mean(dtype=np.float64)) if importance.size else 0.0
+    free = importance if keep is None else importance[keep]
+    mean = float(free.mean(dtype=np.float64)) if free.size else 0.0
     scale = np.float32(1 / mean if mean > 0 else 0)
     return np.asarray(importance * scale + np.float32(1e-6), np.float32)
 
