@@ -83,7 +83,16 @@ def paper_of(stored: Row, row: Row) -> Row:
 
 def tutorials(stored: Row) -> list[str]:
     """Every seed of every net and method."""
-    names = ["net", "recipe", "seed", "size_bytes", "ratio", "error_percent", "baseline_error_percent"]
+    names = [
+        "net",
+        "recipe",
+        "rate",
+        "seed",
+        "size_bytes",
+        "ratio",
+        "error_percent",
+        "baseline_error_percent",
+    ]
     return [table(names, [[short(row.get(name, "")) for name in names] for row in stored["rows"]])]
 
 
