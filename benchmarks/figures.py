@@ -45,7 +45,8 @@ def page() -> str:
 
 def lenet(stored: Row) -> list[str]:
     """Per net: mean and spread beside the paper, the stage table, the layers of seed 0."""
-    parts = [table(
+    parts = [f"Not run yet: {', '.join(stored['unfinished'])}."] if stored["unfinished"] else []
+    parts += [table(
         ["net", "shifts", "seeds", "bytes", "ratio", "error %", "spread", "baseline %", "Deep Compression"],
         [[
             one["net"], f"{one['shifts_pixels']} px", one["seeds"], round(one["size_bytes_mean"]),

@@ -70,18 +70,15 @@ def run(job: Job) -> dict[str, Any]:
     """Train, compress, measure; the row of one job, from its file if it is done."""
     torch.set_num_threads(1)
     folder = RUNS / job.name
-    row_file = folder / "row.json"
     recipe = tersor.load_recipe(job.recipe)
-    if row_file.exists():
-        row: dict[str, Any] = json.loads(row_file.read_text())
-        if row["recipe_text"] == job.recipe.read_text():
-            return row
+    if (done := finished(job)) is not None:
+        return done
     weights = trained(job.net, job.seed, shifts=job.shifts)
     task = mnist_task(job.net, weights, seed=job.seed, shifts=job.shifts)
     result = tersor.compress(task, recipe, out=folder, seed=job.seed, keep_stages=True)
     row = _row(job, task, result)
     shutil.copyfile(folder / "model.tersor", ARTIFACTS / f"{job.name}.tersor")
-    row_file.write_text(json.dumps(row, indent=1))
+    (folder / "row.json").write_text(json.dumps(row, indent=1))
     return row
 
 
@@ -155,6 +152,15 @@ def summary(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def finished(job: Job) -> dict[str, Any] | None:
+    """The row of a job that ran with the recipe as it is now."""
+    row_file = RUNS / job.name / "row.json"
+    if not row_file.exists():
+        return None
+    row: dict[str, Any] = json.loads(row_file.read_text())
+    return row if row["recipe_text"] == job.recipe.read_text() else None
+
+
 def main() -> None:
     jobs = [Job(net, seed, shifts) for seed in SEEDS for shifts in (True, False) for net in NETS]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -162,14 +168,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=[job.name for job in jobs], help="run just these")
     arguments = parser.parse_args()
     ARTIFACTS.mkdir(exist_ok=True)
-    rows = []
+    wanted = [job for job in jobs if arguments.only is None or job.name in arguments.only]
     with ProcessPoolExecutor(arguments.jobs) as pool:
-        for row in pool.map(run, [job for job in jobs if not arguments.only or job.name in arguments.only]):
-            rows.append(row)
+        for row in pool.map(run, wanted):
             print({name: row[name] for name in ("net", "seed", "shifts_pixels", "size_bytes", "error_percent",
                                                 "baseline_error_percent")}, flush=True)  # fmt: skip
-    if not arguments.only:
-        write_results("lenet", "python -m benchmarks.lenet", rows, summary=summary(rows))
+    rows = [row for job in jobs if (row := finished(job))]
+    unfinished = [job.name for job in jobs if finished(job) is None]
+    write_results("lenet", "python -m benchmarks.lenet", rows, summary=summary(rows), unfinished=unfinished)
 
 
 if __name__ == "__main__":
