@@ -34,6 +34,15 @@ def test_a_fraction_is_met_exactly_and_the_least_go(
         assert magnitude[~kept].max() <= magnitude[kept].min()
 
 
+@pytest.mark.parametrize("amount", [{"fraction": 0.5}, {"threshold": 0.1}, {"percentile": 50.0}])
+def test_scalars_are_ranked_with_the_others(amount: dict[str, float]) -> None:
+    values = [torch.tensor(0.0), torch.zeros(3), torch.tensor(2.0)]
+    masks = magnitude_masks(values, **amount)
+    assert [type(mask) for mask in masks] == [np.ndarray] * 3
+    pruned = sum(int((~mask).sum()) for mask in masks)
+    assert pruned == {"fraction": 2, "threshold": 4, "percentile": 0}[next(iter(amount))]
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 300), st.integers(0, 99), st.data())
 def test_a_count_prunes_the_first_of_equals(n: int, seed: int, data: st.DataObject) -> None:

@@ -56,10 +56,10 @@ def magnitude_masks(
         _check_finite(one, f" in tensor {at}" if len(values) > 1 else "")
     total = sum(one.numel() for one in values)
     if threshold is not None or not total:
-        return [_magnitude(one) >= (threshold or 0.0) for one in values]
+        return [np.asarray(_magnitude(one) >= (threshold or 0.0)) for one in values]
     if percentile is not None:
         border = np.percentile(_ranked(values), percentile, overwrite_input=True)
-        return [_magnitude(one) >= border for one in values]
+        return [np.asarray(_magnitude(one) >= border) for one in values]
     pruned = round(fraction * total) if fraction is not None else int(count or 0)
     if not 0 <= pruned <= total:
         raise SpecError(f"{pruned} weights are to be pruned of {total}: ask for at most {total}")
@@ -77,7 +77,7 @@ def _keep_all_but(values: Sequence[torch.Tensor], pruned: int) -> list[Mask]:
     masks = []
     for one in values:
         magnitude = _magnitude(one)
-        mask = magnitude > border
+        mask = np.asarray(magnitude > border)  # of a scalar, NumPy makes no array to write to
         ties = np.flatnonzero(magnitude.reshape(-1) == border)
         mask.reshape(-1)[ties[left:]] = True
         left = max(left - len(ties), 0)
