@@ -72,8 +72,8 @@ def recipe() -> tersor.Recipe:
     """The preset, with more epochs (an epoch is only 22 batches) and the first and last layer pruned less."""
     gentle = (tersor.Rule("0", override={"fraction": 0.3}), tersor.Rule("9", override={"fraction": 0.6}))
     preset = tersor.load_recipe("deep-compression")
-    pruned = preset.with_fields("prune", fraction=0.95, rules=gentle, train=tersor.Train(epochs=60, lr=2e-3))
-    return pruned.with_fields("cluster", bits=4, train=tersor.Train(epochs=20, lr=2e-4))
+    pruned = preset.with_fields("prune", fraction=0.95, rules=gentle, train=tersor.Train(epochs=40, lr=2e-3))
+    return pruned.with_fields("cluster", bits=4, train=tersor.Train(epochs=10, lr=2e-4))
 
 
 def main() -> None:
