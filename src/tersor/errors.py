@@ -81,6 +81,23 @@ def in_context(where: str) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def code_of_the_task(what: str) -> Iterator[None]:
+    """Turn what a function of the user's task raises into a :class:`TaskError` that says which one it was.
+
+    >>> with code_of_the_task("loss of task 'toy'"):
+    ...     1 / 0
+    Traceback (most recent call last):
+    tersor.errors.TaskError: loss of task 'toy' failed: ZeroDivisionError: division by zero
+    """
+    try:
+        yield
+    except TersorError:
+        raise
+    except Exception as error:
+        raise TaskError(f"{what} failed: {type(error).__name__}: {error}") from error
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` for the nearest known word, else the known words, else nothing.
 

@@ -173,6 +173,21 @@ def test_a_field_of_a_task_that_cannot_be(task, field, value):
         replace(task, **{field: value})
 
 
+@pytest.mark.parametrize("name", ["build", "forward", "loss", "score"])
+def test_a_function_of_the_task_that_fails_is_named(task, recipe, name):
+    def fail(*arguments):
+        raise ZeroDivisionError("mine")
+
+    with pytest.raises(tersor.TaskError, match=rf"{name}.*ZeroDivisionError: mine"):
+        tersor.compress(replace(task, **{name: fail}), recipe)
+
+
+def test_weights_that_are_no_checkpoint(task, recipe, tmp_path):
+    (tmp_path / "weights.pt").write_text("hello")
+    with pytest.raises(tersor.TaskError, match=r"weights\.pt.*cannot be read"):
+        tersor.compress(replace(task, weights=tmp_path / "weights.pt"), recipe)
+
+
 def test_tied_weights_are_stored_once_and_come_back_tied(tied_task, tmp_path):
     result = tersor.compress(tied_task, "cluster", out=tmp_path)
     assert [layer.name for layer in result.layers] == ["inward.weight"]

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tersor.errors import TaskError
+from tersor.errors import TaskError, code_of_the_task
 from tersor.measure.quality import to_device
 from tersor.model.attach import bake_
 from tersor.progress import Progress, silent
@@ -46,7 +46,8 @@ def diagonal_fisher(
     seen = 0
     for batch in islice(task.train, batches):
         batch = to_device(batch, device)
-        loss = task.loss(task.forward(plain, batch), batch)
+        with code_of_the_task(f"task {task.name!r}: loss"):
+            loss = task.loss(task.forward(plain, batch), batch)
         gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
         for name, gradient in zip(weights, gradients, strict=True):
             if gradient is not None:

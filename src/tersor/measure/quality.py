@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tersor.errors import SpecError, TaskError
+from tersor.errors import SpecError, TaskError, code_of_the_task
 from tersor.measure.statistics import (
     Discordance,
     bootstrap,
@@ -50,9 +50,11 @@ def evaluate(predict: Predict, task: Task, loader: Iterable[Batch], *, progress:
     order = 0
     for index, batch in enumerate(loader):
         where = f"task {task.name!r}, batch {index}"
-        output = _call(f"{where}: forward", predict, batch)
-        values = _call(f"{where}: score", task.score, output, batch)
-        parts.append(_per_sample(values, batch, where))
+        with code_of_the_task(f"{where}: forward"):
+            output = predict(batch)
+        with code_of_the_task(f"{where}: score"):
+            scores = task.score(output, batch)
+        parts.append(_per_sample(scores, batch, where))
         order = _fingerprint(batch, order)
         progress("evaluate", index + 1.0, total)
     values = np.concatenate(parts) if parts else np.empty(0)
@@ -82,7 +84,8 @@ def evaluate_model(
 
             return evaluate(predict, task, loader, progress=progress)
         progress("evaluate", 0.0, 1.0)
-        value = _call(f"task {task.name!r}: metric", task.metric, model, loader)
+        with code_of_the_task(f"task {task.name!r}: metric"):
+            value = task.metric(model, loader)
         progress("evaluate", 1.0, 1.0)
     return Score(_finite(value, task.name), None, None, 0, "metric")
 
@@ -184,13 +187,6 @@ def _score(values: NDArray[np.float64], order: int) -> Score:
 
 def _is_binary(values: NDArray[np.float64]) -> bool:
     return bool(((values == 0) | (values == 1)).all())
-
-
-def _call(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    try:
-        return function(*arguments)
-    except Exception as error:
-        raise TaskError(f"{what} failed: {type(error).__name__}: {error}") from error
 
 
 def _per_sample(values: Any, batch: Batch, where: str) -> NDArray[np.float64]:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tersor.errors import TaskError, VerificationError, did_you_mean
+from tersor.errors import TaskError, VerificationError, code_of_the_task, did_you_mean
 from tersor.model.storage import Storage, state
 from tersor.task import Task
 from tersor.tensor.compressed import CompressedTensor
@@ -54,7 +51,7 @@ def fresh_model(task: Task) -> nn.Module:
 
     The caller's random numbers go on as if nothing had been built.
     """
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), code_of_the_task(f"build() of task {task.name!r}"):
         model = task.build()
     if not isinstance(model, nn.Module):
         raise TaskError(f"build() of task {task.name!r} returned a {type(model).__name__}: "
@@ -129,14 +126,7 @@ def _read_weights(task: Task) -> Mapping[str, Any]:
         if path.suffix == ".safetensors":
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        SafetensorError,
-        RuntimeError,
-        EOFError,
-        zipfile.BadZipFile,
-        ValueError,
-    ) as error:
+    except Exception as error:  # a file that is no pickle makes the reader fail in any way
         first = str(error).partition("\n")[0]
         raise TaskError(
             f"weights of task {task.name!r}: {str(path)!r} cannot be read as plain tensors ({first}): "

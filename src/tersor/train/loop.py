@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tersor.errors import TaskError
+from tersor.errors import TaskError, code_of_the_task
 from tersor.measure.quality import to_device
 from tersor.model.storage import storages
 from tersor.progress import Progress, silent
@@ -105,7 +105,7 @@ def _learn(
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.zero_grad(set_to_none=True)
-    loss = _loss(task, task.forward(model, batch), batch)
+    loss = _loss(model, task, batch)
     torch.autograd.backward(loss)
     if phase.clip_norm is not None:
         nn.utils.clip_grad_norm_(model.parameters(), phase.clip_norm)
@@ -239,9 +239,12 @@ def _count_batches(task: Task, loader: Iterable[Batch]) -> int:
     return batches
 
 
-def _loss(task: Task, output: Any, batch: Batch) -> Tensor:
+def _loss(model: nn.Module, task: Task, batch: Batch) -> Tensor:
     assert task.loss is not None
-    loss = task.loss(output, batch)
+    with code_of_the_task(f"task {task.name!r}: forward"):
+        output = task.forward(model, batch)
+    with code_of_the_task(f"task {task.name!r}: loss"):
+        loss = task.loss(output, batch)
     if not isinstance(loss, Tensor) or loss.ndim:
         got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise TaskError(f"task {task.name!r}: loss gave {got}; it has to give a scalar tensor")
