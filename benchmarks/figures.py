@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+STAGES = ("pruned", "clustered", "coded")
 PAGE = Path(__file__).parent.parent / "docs" / "figures.md"
 
 Row = dict[str, Any]
@@ -61,7 +62,7 @@ def lenet(stored: Row) -> list[str]:
         ["net", "shifts", "stage", "bytes", "ratio", "error %", "paper's ratio"],
         [[row["net"], f"{row['shifts_pixels']} px", stage, one["size_bytes"], f"{one['ratio']:.1f}x",
           f"{one['error_percent']:.2f}", f"{paper_of(stored, row)['stages'][stage]}x"]
-         for row in stored["rows"] if row["seed"] == 0 for stage, one in row["stages"].items()],
+         for row in stored["rows"] if row["seed"] == 0 for stage in STAGES for one in [row["stages"][stage]]],
     ))  # fmt: skip
     parts.append("Layers (seed 0), bits of the file for each weight beside the paper's code width:")
     parts.append(table(
