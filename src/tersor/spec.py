@@ -12,11 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from math import inf
 from typing import Any, ClassVar, Literal, TypeVar
 
 from tersor.errors import SpecError, did_you_mean
 
 AMOUNTS = ("fraction", "count", "threshold", "percentile")
+# Fields that say one thing in several ways: giving one of a family takes the others away.
+FAMILIES = (AMOUNTS, ("bits", "clusters"))
 
 Init = Literal["optimal", "exact", "linear", "random", "density", "kmeans++"]
 Speed = Literal["fast", "balanced", "small"]
@@ -55,6 +58,7 @@ class Train:
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         _require(self.epochs > 0, "epochs", self.epochs, "more than 0")
         _require(self.lr > 0, "lr", self.lr, "more than 0")
         _require(0 <= self.warmup < 1, "warmup", self.warmup, "a share of the steps in [0, 1)")
@@ -90,15 +94,12 @@ class Prune:
     train: Train | None = None
 
     def __post_init__(self) -> None:
-        given = [name for name in AMOUNTS if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise SpecError(
-                f"prune takes exactly one of {', '.join(AMOUNTS)}; given: {', '.join(given) or 'none'}"
-            )
-        amount = getattr(self, given[0])
-        bound = {"fraction": 1, "percentile": 100}.get(given[0])
+        _check_kinds(self)
+        given = one_amount("prune", {name: getattr(self, name) for name in AMOUNTS})
+        amount = getattr(self, given)
+        bound = {"fraction": 1, "percentile": 100}.get(given)
         _require(
-            amount >= 0 and (bound is None or amount < bound), given[0], amount,
+            amount >= 0 and (bound is None or amount < bound), given, amount,
             f"in [0, {bound})" if bound else "0 or more",
         )  # fmt: skip
         _one_of(self, "scope", ("layer", "global"))
@@ -147,6 +148,7 @@ class Cluster:
     train: Train | None = None
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         if self.bits is not None and self.clusters is not None:
             raise SpecError(f"cluster takes bits or clusters, not both: {self.bits}, {self.clusters}")
         if self.bits is None and self.clusters is None and self.rate == 0:
@@ -202,6 +204,9 @@ class Recipe:
     steps: tuple[Step, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.steps, tuple | list) or not all(isinstance(one, Step) for one in self.steps):
+            raise SpecError(f"steps is {self.steps!r}: it has to be a tuple of steps, as in "
+                            "Recipe(steps=(Prune(fraction=0.9), Cluster(bits=4)))")  # fmt: skip
         names = [step.name for step in self.steps]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -229,10 +234,43 @@ def replace_fields(step: StepT, changes: Mapping[str, Any]) -> StepT:
         if name not in known:
             raise SpecError(f"{step.kind} has no field {name!r}.{did_you_mean(name, known)}")
     changes = dict(changes)
-    for family in (AMOUNTS, ("bits", "clusters")):
+    for family in FAMILIES:
         if any(name in changes for name in family):
             changes = {name: None for name in family if name in known} | changes
     return replace(step, **changes)
+
+
+def one_amount(what: str, amounts: Mapping[str, float | None]) -> str:
+    """The name of the one amount that is given; :class:`SpecError`, which says ``what`` takes it, otherwise.
+
+    >>> one_amount("prune", {"fraction": 0.5, "count": None})
+    'fraction'
+    """
+    given = [name for name, amount in amounts.items() if amount is not None]
+    if len(given) != 1:
+        raise SpecError(
+            f"{what} takes exactly one of {', '.join(amounts)}; given: {', '.join(given) or 'none'}"
+        )
+    return given[0]
+
+
+_KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a finite number"),
+    "bool": ((bool,), "True or False"),
+}
+
+
+def _check_kinds(spec: Step) -> None:
+    """Numbers where fields are numbers: what Python lets pass here would fail in the middle of the work."""
+    for one in fields(spec):
+        kind, _, optional = str(one.type).partition(" | ")
+        value = getattr(spec, one.name)
+        if kind not in _KINDS or (optional and value is None):
+            continue
+        classes, wanted = _KINDS[kind]
+        fits = isinstance(value, classes) and (kind == "bool" or not isinstance(value, bool))
+        _require(fits and abs(value) < inf, one.name, repr(value), wanted)
 
 
 def _require(holds: bool, name: str, value: object, wanted: str) -> None:

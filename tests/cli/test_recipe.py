@@ -51,3 +51,18 @@ def test_a_wrong_recipe_is_exit_code_2_and_no_json(capsys, tmp_path, flags):
     assert out == "" and "mine.yaml: steps[0].cluster.bitz = 4" in err and "'bits'" in err
     assert run(["recipe", "show", "clustre", *flags]) == 2
     assert "Did you mean 'cluster'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("targets: ['re:(']", "steps[0].cluster.targets[0]"),
+        ("rules: [{match: 're:(', bits: 2}]", "steps[0].cluster.rules[0].match"),
+        ("rules: [{match: fc}]", "changes nothing"),
+    ],
+)
+def test_a_pattern_or_a_rule_that_cannot_be_meant(capsys, tmp_path, body, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"steps: [cluster: {{bits: 4, {body}}}]")
+    assert run(["recipe", "validate", str(path)]) == 2
+    assert message in capsys.readouterr().err

@@ -113,6 +113,20 @@ def test_an_unknown_name_suggests_a_preset():
         load_recipe("deep-compresion")
 
 
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (Cluster(bits=4), r"not a step: give Recipe\(steps=\(Cluster\(...\),\)\)"),
+        ([Cluster(bits=4)], r"not a list: give Recipe\(steps="),
+        (None, "not a NoneType"),
+        ({"steps": []}, "not a dict"),
+    ],
+)
+def test_what_is_given_in_the_place_of_a_recipe(source, message):
+    with pytest.raises(SpecError, match=message):
+        load_recipe(source)
+
+
 def test_a_file_is_read(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(FULL, "utf-8")

@@ -26,7 +26,7 @@ trains = st.builds(
 
 
 def rules(**overrides):
-    chosen = st.fixed_dictionaries({}, optional=overrides)
+    chosen = st.fixed_dictionaries({}, optional=overrides).filter(bool)
     changing = st.builds(spec.Rule, match=st.text(max_size=8), override=chosen)
     return st.lists(changing | st.builds(spec.Rule, match=st.text(), skip=st.just(True)), max_size=3).map(
         tuple
@@ -133,6 +133,10 @@ def cluster(**fields):
         (cluster(rules=[{"match": "a", "train": {}}]), ["rules[0].train", "whole step"]),
         (cluster(rules=[{"match": "a", "schedule": "gradual"}]), ["rules[0].schedule", "no such field"]),
         (cluster(rules=[{"match": "a", "skip": True, "bits": 3}]), ["rules[0]", "either skips"]),
+        (cluster(rules=[{"match": "a"}]), ["cluster.rules[0]", "changes nothing"]),
+        (cluster(rules=[{"match": "a", "skip": False}]), ["cluster.rules[0]", "changes nothing"]),
+        (cluster(rules=[{"match": "re:(", "bits": 3}]), ["rules[0].match", "'re:(' is no regular"]),
+        (cluster(targets=["a", "re:["]), ["cluster.targets[1]", "'re:[' is no regular expression"]),
     ],
 )
 def test_one_clear_error_with_path_value_and_what_to_do(data, parts):

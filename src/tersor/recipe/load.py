@@ -12,12 +12,9 @@ import yaml
 from tersor.errors import SpecError, did_you_mean, in_context
 from tersor.recipe.schema import Data, recipe_from_dict, recipe_to_dict
 from tersor.recipe.yaml12 import RecipeDumper, RecipeLoader
-from tersor.spec import AMOUNTS, Recipe
+from tersor.spec import FAMILIES, Recipe, Step
 
 MAX_BYTES = 1 << 20
-
-# Giving one of a family takes the others away: an amount has one way to be said.
-_FAMILIES = (AMOUNTS, ("bits", "clusters"))
 
 
 def preset_names() -> tuple[str, ...]:
@@ -46,6 +43,8 @@ def load_recipe(source: str | Path | Recipe) -> Recipe:
     if isinstance(source, Recipe):
         with in_context(f"recipe {source.name!r}"):
             return recipe_from_dict(recipe_to_dict(source))
+    if not isinstance(source, str | Path):
+        raise SpecError(f"a recipe is a preset's name, a YAML file or a tersor.Recipe, not a {_kind(source)}")
     where, text = recipe_text(source)
     with in_context(where):
         return parse_recipe(text)
@@ -108,6 +107,15 @@ def apply_sets(recipe: Recipe, sets: Iterable[str]) -> Recipe:
         return recipe_from_dict(data)
 
 
+def _kind(source: object) -> str:
+    """What was given in the place of a recipe; for steps, how to make one of them."""
+    if isinstance(source, Step):
+        return f"step: give Recipe(steps=({type(source).__name__}(...),))"
+    if isinstance(source, tuple | list):
+        return f"{type(source).__name__}: give Recipe(steps=(...,))"
+    return type(source).__name__
+
+
 def _set(bodies: dict[str, tuple[str, Data]], text: str) -> None:
     path, equals, written = text.partition("=")
     name, *keys = path.strip().split(".")
@@ -122,7 +130,7 @@ def _set(bodies: dict[str, tuple[str, Data]], text: str) -> None:
         )
     if len(keys) == 2:
         body = body.setdefault("train", {})
-    for family in _FAMILIES:
+    for family in FAMILIES:
         if keys[-1] in family:
             for other in family:
                 body.pop(other, None)

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from tersor.errors import SpecError, did_you_mean, in_context
+from tersor.patterns import matches
 from tersor.spec import STEPS, Recipe, Rule, Step, Train, replace_fields
 
 Data = dict[str, Any]
@@ -72,6 +73,8 @@ def _step(data: object, path: str) -> Step:
         step = STEPS[kind](**body)
     if not _STEP_NAME.fullmatch(step.name):
         raise _wrong(f"{path}.name", step.name, "a step's name is one word without '.' and '=', for --set")
+    for index, pattern in enumerate(body.get("targets", ())):
+        _check_pattern(pattern, f"{path}.targets[{index}]")
     if not rules:
         return step
     if not isinstance(rules, list | tuple):
@@ -94,9 +97,18 @@ def _rule(data: object, step: Step, path: str) -> Rule:
             raise _wrong(
                 f"{path}.{key}", body[key], f"{key} is one for the whole step: set it there, not in a rule"
             )
+    if not override and not own.get("skip"):
+        raise _wrong(path, data, "a rule without skip or a field changes nothing: give it one "
+                     "(the step's own value, to undo an earlier rule)")  # fmt: skip
+    _check_pattern(own["match"], f"{path}.match")
     with in_context(path):
         replace_fields(step, override)
     return Rule(**own, override=override)
+
+
+def _check_pattern(pattern: str, path: str) -> None:
+    with in_context(path):
+        matches(pattern, "")
 
 
 def _fields(spec: type[Step], data: object, path: str, also: tuple[str, ...] = ()) -> Data:

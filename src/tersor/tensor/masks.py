@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from tersor.errors import SpecError, TensorError
+from tersor.spec import one_amount
 
 Mask = NDArray[np.bool_]
 
@@ -47,11 +48,7 @@ def magnitude_masks(
     :class:`TensorError` for NaN and Inf.
     """
     amounts = {"fraction": fraction, "count": count, "threshold": threshold, "percentile": percentile}
-    given = [name for name, amount in amounts.items() if amount is not None]
-    if len(given) != 1:
-        raise SpecError(
-            f"a mask takes exactly one of {', '.join(amounts)}; given: {', '.join(given) or 'none'}"
-        )
+    one_amount("a mask", amounts)
     for at, one in enumerate(values):
         _check_finite(one, f" in tensor {at}" if len(values) > 1 else "")
     total = sum(one.numel() for one in values)
