@@ -44,9 +44,8 @@ def test_weights_are_taken_and_the_rest_says_why() -> None:
 
 def test_tied_weights_are_one_storage_under_the_first_name() -> None:
     embed = storages(Tied())[1]
-    assert (embed.name, embed.aliases, embed.module_paths) == (
-        "embed.weight", ("head.weight",), ("embed", "head"),
-    )  # fmt: skip
+    assert (embed.name, embed.aliases) == ("embed.weight", ("head.weight",))
+    assert [site.path for site in embed.sites] == ["embed", "head"]
 
 
 def test_tied_by_memory_alone() -> None:

@@ -15,6 +15,7 @@ from tersor.errors import TensorError, in_context
 from tersor.result import Ledger
 from tersor.spec import Speed
 from tersor.tensor.compressed import raw
+from tersor.tensor.identity import storage_key
 
 __all__ = ["Reader", "load", "save", "write"]
 
@@ -37,10 +38,9 @@ def save(obj: Mapping[str, torch.Tensor] | nn.Module, path: str | Path, *, speed
     for name, tensor in named.items():
         with in_context(str(name)):
             _check_dense(tensor)
-        if tensor.numel():
-            stored = first.setdefault(_storage_key(tensor), name)
-            if stored != name:
-                aliases[name] = stored
+        stored = first.setdefault(storage_key(tensor), name)
+        if stored != name:
+            aliases[name] = stored
     stored_tensors = (
         (name, raw(one.detach().resolve_conj().resolve_neg()))
         for name, one in named.items()
@@ -64,8 +64,3 @@ def _check_dense(tensor: object) -> None:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         kind = "quantized" if tensor.is_quantized else "meta" if tensor.is_meta else str(tensor.layout)
         raise TensorError(f"is a {kind} tensor; make it dense first")
-
-
-def _storage_key(tensor: torch.Tensor) -> tuple[object, ...]:
-    bits = (tensor.dtype, tensor.is_conj(), tensor.is_neg())
-    return (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), bits)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from tersor.tensor.identity import storage_key
+
 
 def dense_bytes(model: nn.Module) -> int:
     """Bytes of every parameter and persistent buffer, uncompressed; tied tensors count once.
@@ -13,5 +15,5 @@ def dense_bytes(model: nn.Module) -> int:
     220
     """
     tensors = (one for one in model.state_dict().values() if isinstance(one, torch.Tensor))
-    distinct = {(one.data_ptr(), one.dtype, one.shape, one.stride()): one for one in tensors if one.numel()}
+    distinct = {storage_key(one): one for one in tensors}
     return sum(one.numel() * one.element_size() for one in distinct.values())

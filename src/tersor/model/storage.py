@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 
 from tersor.errors import TaskError
 from tersor.model.parametrization import MaskedWeight, SharedWeight
+from tersor.tensor.identity import storage_key
 
 Kind = Literal["weight", "bias", "vector", "buffer"]
 
@@ -70,11 +71,6 @@ class Storage:
     def attribute(self) -> str:
         """What the first module calls it."""
         return self.sites[0].attribute
-
-    @property
-    def module_paths(self) -> tuple[str, ...]:
-        """Where its modules are; "" is the model itself."""
-        return tuple(site.path for site in self.sites)
 
     @property
     def parametrization(self) -> parametrize.ParametrizationList | None:
@@ -215,7 +211,5 @@ def _identity(site: Site) -> tuple[object, object]:
         raise TaskError(
             f"{site.name} has no shape yet (a lazy module): run one batch through the model in build()"
         )
-    if tensor.is_sparse or not tensor.data_ptr():
-        return id(tensor), id(tensor)
-    address = (tensor.device, tensor.data_ptr())
-    return (*address, tensor.dtype, tuple(tensor.shape), tensor.stride()), address
+    key = storage_key(tensor)
+    return key, key[:2]

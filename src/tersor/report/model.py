@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tersor.tensor.identity import storage_key
+
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def model_layers(model: nn.Module) -> tuple[ModelLayer, ...]:
         own = {name: one for name, one in (parameters | buffers).items() if prefix + name in stored}
         if not own:
             continue
-        home = {name: first.setdefault(_memory(one), prefix + name) for name, one in own.items()}
+        home = {name: first.setdefault(storage_key(one), prefix + name) for name, one in own.items()}
         new = {name: one for name, one in own.items() if home[name] == prefix + name}
         layers.append(
             ModelLayer(
@@ -55,9 +57,3 @@ def model_layers(model: nn.Module) -> tuple[ModelLayer, ...]:
             )
         )
     return tuple(layers)
-
-
-def _memory(tensor: Tensor) -> object:
-    if not tensor.numel():
-        return id(tensor)
-    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
