@@ -367,6 +367,21 @@ def test_adamw_refuses_float16_that_trains(attach: Any) -> None:
     make_optimizer(build().bfloat16(), Train())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_trains_every_dtype_as_it_does_float32(dtype: torch.dtype, momentum: float) -> None:
+    ends = []
+    for one in (torch.float32, dtype):
+        model = nn.Linear(6, 40).to(one)
+        nn.init.constant_(model.weight, 0.5)
+        nn.init.zeros_(model.bias)
+        data = [(INPUTS.to(one), TARGETS)]
+        fit(model, made_task(data), Train(optimizer="sgd", momentum=momentum, lr=0.5, epochs=9), seed=0)
+        ends.append(model.weight.detach().float())
+    assert torch.allclose(*ends, atol=0.02)
+    assert not torch.allclose(ends[0], torch.full((40, 6), 0.5), atol=0.1)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_is_told_with_its_step(bad: float, tmp_path: Path) -> None:
     calls = []

@@ -26,6 +26,7 @@ from tersor.train.schedule import learning_rate
 
 REPORT_STEPS = 20
 SAVE_SECONDS = 60.0
+_NARROW = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -116,13 +117,16 @@ def _learn(
 def make_optimizer(model: nn.Module, phase: Train) -> torch.optim.Optimizer:
     """The phase's optimizer over what is trainable now; :class:`TaskError` if nothing is.
 
-    So it is for AdamW on float16: its state has that dtype, where eps and small squared gradients are 0.
+    So it is for AdamW on float16: its state has that dtype, where eps and small squared gradients are 0. SGD
+    divides by nothing and trains there.
     """
     trained = [one for one in model.parameters() if one.requires_grad]
     if not trained:
         raise TaskError("nothing in the model is trainable: no parameter requires a gradient")
     fused = all(one.device.type in ("cpu", "cuda") for one in trained)
     if phase.optimizer == "sgd":
+        # On the CPU it leaves narrow floats as they are, and says nothing (PyTorch issue 191763).
+        fused = fused and not any(one.device.type == "cpu" and one.dtype in _NARROW for one in trained)
         return torch.optim.SGD(
             trained, lr=phase.lr, momentum=phase.momentum, weight_decay=phase.weight_decay, fused=fused
         )
