@@ -236,6 +236,9 @@ def test_nan_in_a_weight_is_refused_by_name_and_count(task, tmp_path):
     with pytest.raises(tersor.TensorError, match=r"4\.weight.*2 "):
         tersor.compress(replace(task, weights=weights), "cluster", out=tmp_path)
     assert not (tmp_path / "model.tersor").exists()
+    together = tersor.Recipe(steps=(tersor.Prune(fraction=0.5, scope="global"),))
+    with pytest.raises(tersor.TensorError, match=r"2 of \d+ values in 4\.weight are NaN"):
+        tersor.compress(replace(task, weights=weights), together)
 
 
 def test_nan_in_a_buffer_is_kept(task):

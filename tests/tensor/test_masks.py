@@ -100,6 +100,8 @@ def test_refuses_what_has_no_rank() -> None:
         magnitude_mask(bad, fraction=0.5)
     with pytest.raises(TensorError, match="2 of 4 values in tensor 1 are NaN"):
         magnitude_masks([torch.ones(2), bad], threshold=0.1)
+    with pytest.raises(TensorError, match=r"2 of 4 values in fc\.weight are NaN"):
+        magnitude_masks([torch.ones(2), bad], names=["conv.weight", "fc.weight"], threshold=0.1)
 
 
 def test_takes_exactly_one_amount_that_is_there() -> None:

@@ -65,8 +65,9 @@ def _prune(model: nn.Module, step: Prune, context: Context) -> list[Touched]:
         return _report(model, selected)
     for ranked in ranked_together(chosen, step):
         amount = {name: getattr(ranked[0].step, name) for name in AMOUNTS}
-        with in_context(", ".join(one.storage.name for one in ranked)):
-            masks = magnitude_masks([one.storage.dense() for one in ranked], **amount)
+        names = [one.storage.name for one in ranked]
+        with in_context(", ".join(names)):
+            masks = magnitude_masks([one.storage.dense() for one in ranked], names=names, **amount)
         for one, mask in zip(ranked, masks, strict=True):
             attach_mask(model, one.storage, mask)
     if step.train is not None:

@@ -35,6 +35,7 @@ def magnitude_mask(
 def magnitude_masks(
     values: Sequence[torch.Tensor],
     *,
+    names: Sequence[str] = (),
     fraction: float | None = None,
     count: int | None = None,
     threshold: float | None = None,
@@ -45,12 +46,13 @@ def magnitude_masks(
     Exactly one amount. A ``fraction`` of n weights is round(fraction x n) of them, met exactly as a
     ``count`` is: of equal magnitudes the first ones go first. A ``threshold``, or the one at a
     ``percentile`` of |w| (linear between ranks), prunes what lies strictly below it. Raises
-    :class:`TensorError` for NaN and Inf.
+    :class:`TensorError` for NaN and Inf, which calls the tensor by its place among ``names``.
     """
     amounts = {"fraction": fraction, "count": count, "threshold": threshold, "percentile": percentile}
     one_amount("a mask", amounts)
     for at, one in enumerate(values):
-        _check_finite(one, f" in tensor {at}" if len(values) > 1 else "")
+        name = names[at] if names else f"tensor {at}"
+        _check_finite(one, f" in {name}" if len(values) > 1 else "")
     total = sum(one.numel() for one in values)
     if threshold is not None or not total:
         return [np.asarray(_magnitude(one) >= (threshold or 0.0)) for one in values]

@@ -69,8 +69,9 @@ class GradualPruning(Control):
         for group in self.groups:
             fraction = cubic_sparsity(done, cast(float, group[0].step.fraction))
             latents = [ramp.latent() for ramp in group]
-            with in_context(", ".join(ramp.storage.name for ramp in group)):
-                masks = magnitude_masks(latents, fraction=fraction)
+            names = [ramp.storage.name for ramp in group]
+            with in_context(", ".join(names)):
+                masks = magnitude_masks(latents, names=names, fraction=fraction)
             for ramp, mask in zip(group, masks, strict=True):
                 ramp.set_mask(mask)
 
