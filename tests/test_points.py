@@ -1,0 +1,107 @@
+"""Where points are placed, on graphs written by hand."""
+
+import pytest
+
+from tersor.points import Operation, QuantPoint, place
+
+
+def conv(name, x, y, weight=None):
+    return Operation("conv", name, 0, (x,), y, (weight or f"{name}.weight",))
+
+
+def residual():
+    """x -> conv1 -> relu -> conv2 -> (+ relu's output) -> relu -> pool -> linear."""
+    return [
+        conv("conv1", "x", "c1"),
+        Operation("relu", "", 0, ("c1",), "r1"),
+        conv("conv2", "r1", "c2"),
+        Operation("add", "", 0, ("r1", "c2"), "a"),
+        Operation("relu", "", 1, ("a",), "r2"),
+        Operation("max_pool", "", 0, ("r2",), "p"),
+        Operation("move", "", 0, ("p",), "flat"),
+        Operation("linear", "fc", 0, ("flat",), "y", ("fc.weight",)),
+    ]
+
+
+WEIGHTS = ["conv1.weight", "conv2.weight", "fc.weight"]
+
+
+def test_a_residual_block_is_integer_from_end_to_end():
+    placed = place(residual(), ["x"], WEIGHTS)
+    assert placed.points == {
+        "x": ("", "input", 0),
+        "r1": ("", "relu", 0),
+        "c2": ("conv2", "conv", 0),
+        "r2": ("", "relu", 1),
+    }
+    assert placed.follows == {"p": "r2", "flat": "r2"}
+    actions = {one.operation.output: one.action for one in placed.decisions}
+    assert actions == dict.fromkeys(("c1", "r1", "c2", "a", "r2", "y"), "integer")
+
+
+def test_the_last_addition_stays_float_and_says_why():
+    operations = [*residual()[:5], Operation("mean", "", 0, ("r2",), "y")]
+    placed = place(operations, ["x"], WEIGHTS)
+    add = next(one for one in placed.decisions if one.operation.kind == "add")
+    assert (add.action, add.reason) == ("float", "its result reaches no integer operation")
+    assert "c2" in placed.points  # a convolution gives integers
+    assert "r2" not in placed.points
+
+
+def test_a_relu_that_others_bypass_is_not_fused():
+    operations = [
+        conv("conv1", "x", "c1"),
+        Operation("relu", "", 0, ("c1",), "r1"),
+        conv("conv2", "r1", "c2"),
+        Operation("mul", "", 0, ("c1", "c2"), "m"),
+    ]
+    placed = place(operations, ["x"], WEIGHTS)
+    assert set(placed.points) == {"x", "c1", "r1", "c2"}
+
+
+def test_a_weight_that_is_not_quantized_keeps_its_layer_float():
+    placed = place(residual(), ["x"], ["conv1.weight", "conv2.weight"])
+    last = placed.decisions[-1]
+    assert (last.operation.path, last.action) == ("fc", "float")
+    assert "not quantized" in last.reason
+    assert "r2" not in placed.points
+
+
+def test_a_rule_by_module_path_covers_what_is_inside():
+    operations = [conv("body.0.conv", "x", "c1"), conv("body.1", "c1", "c2")]
+    placed = place(operations, ["x"], ["body.0.conv.weight", "body.1.weight"], {"body.0": "rule 'body.0'"})
+    first, second = placed.decisions
+    assert (first.action, first.reason) == ("weights only", "rule 'body.0'")
+    assert second.action == "integer"
+    assert set(placed.points) == {"c1", "c2"}
+
+
+def test_recurrent_layers_keep_weights_only():
+    lstm = Operation("lstm", "lstm", 0, ("x",), "h", ("lstm.weight_ih_l0",))
+    placed = place([lstm], ["x"], ["lstm.weight_ih_l0"])
+    assert placed.points == {}
+    assert placed.decisions[0].action == "weights only"
+    assert "recurrent" in placed.decisions[0].reason
+
+
+def test_a_chain_of_additions_is_integer_when_its_end_is_read_by_a_layer():
+    operations = [
+        Operation("add", "", 0, ("x", "z"), "a"),
+        Operation("add", "", 1, ("a", "z"), "b"),
+        conv("conv1", "b", "c"),
+    ]
+    assert set(place(operations, ["x", "z"], WEIGHTS).points) == {"x", "z", "a", "b", "c"}
+
+
+def test_a_bias_that_is_added_leaves_the_addition_float():
+    operations = [Operation("add", "", 0, ("x",), "a", ("shift",)), conv("conv1", "a", "c")]
+    placed = place(operations, ["x"], WEIGHTS)
+    assert set(placed.points) == {"a", "c"}
+    assert "constant" in placed.decisions[0].reason
+
+
+@pytest.mark.parametrize(("bits", "signed", "low", "high"), [(8, False, 0, 255), (8, True, -128, 127),
+                                                             (4, False, 0, 15)])  # fmt: skip
+def test_bounds_of_a_point(bits, signed, low, high):
+    point = QuantPoint("", "input", 0, bits=bits, signed=signed, scale=0.1)
+    assert (point.low, point.high, point.dynamic) == (low, high, False)
