@@ -53,10 +53,42 @@ def test_progress_is_a_line_for_each_epoch_not_for_each_batch(capsys):
 def test_a_long_phase_has_some_twenty_lines(capsys):
     with console.progress() as report:
         for done in range(10_001):
-            report(f"cluster: layer{done}", done, 10_000)
+            report("cluster", done, 10_000, f"layer{done}")
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == console.LINES_A_PHASE + 1
-    assert lines[0] == "cluster: layer0 0/10000" and lines[-1] == "cluster: layer10000 10000/10000"
+    assert lines[0] == "cluster 0/10000 layer0" and lines[-1] == "cluster 10000/10000 layer10000"
+
+
+@pytest.mark.parametrize(("epochs", "batches"), [(3, 7), (10, 100), (20, 3), (19.5, 40)])
+def test_a_training_has_a_line_for_each_epoch_up_to_twenty(capsys, epochs, batches):
+    from itertools import pairwise
+
+    from torch import nn, tensor
+
+    from tersor import Task, Train
+    from tersor.train.loop import fit
+
+    batch = (tensor([[1.0]]), tensor([[0.0]]))
+    task = Task(name="a", build=lambda: nn.Linear(1, 1), weights={}, test=[], train=[batch] * batches,
+                score=len, loss=lambda output, given: (output - given[1]).square().mean())  # fmt: skip
+    with console.progress() as report:
+        fit(task.build(), task, Train(epochs=epochs), seed=0, progress=report)
+    lines = capsys.readouterr().err.splitlines()
+    ends = [line for line in lines if " epoch " in line]
+    assert len(ends) == -(-epochs // 1) and len(lines) <= len(ends) + 1
+    assert all(f"epoch {at}," in line for at, line in enumerate(ends, 1))
+    assert all(one != other for one, other in pairwise(lines))
+
+
+def test_the_end_is_told_and_a_total_that_is_not_known_is_not(capsys):
+    with console.progress() as report:
+        for done in (0.25, 1.0, 2.0, 2.5):
+            report("tune", done, 2.5)
+        for done in (1, 2, 3):
+            report("evaluate", done, 0)
+    assert capsys.readouterr().err.splitlines() == [
+        "tune 0.25/2.50", "tune 1/2.50", "tune 2/2.50", "tune 2.50/2.50", "evaluate 1",
+    ]  # fmt: skip
 
 
 def test_progress_on_a_terminal_is_a_bar(capsys, monkeypatch):

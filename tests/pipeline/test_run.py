@@ -261,6 +261,16 @@ def test_a_folder_that_is_a_file(task, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_progress_names_the_step_that_trains_and_what_is_evaluated(task, recipe):
+    seen = []
+    tersor.compress(task, recipe, progress=lambda *told: seen.append(told))
+    phases = list(dict.fromkeys(phase for phase, *_ in seen))
+    assert phases == [
+        "prune: train", "cluster", "cluster: train", "more", "baseline: evaluate", "file: evaluate",
+    ]  # fmt: skip
+    assert [told[1:3] for told in seen if told[0] == "cluster: train"] == [(1, 2), (2, 2)]
+
+
 def _stop_at(calls):
     left = [calls]
 

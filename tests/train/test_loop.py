@@ -101,7 +101,8 @@ def test_learns() -> None:
     assert [one.epoch for one in records] == list(range(30))
     assert records[-1].loss < 0.6 * records[0].loss
     assert records[0].lr > records[-1].lr > 0
-    assert seen[-1][:3] == ("tune", 150, 150)
+    assert seen[-1][:3] == ("tune", 30, 30)
+    assert ("tune", 0.8, 30) not in [one[:3] for one in seen] and seen[0][:3] == ("tune", 1, 30)
     assert seen[-1][3].startswith("epoch 30, loss 0.")
 
 

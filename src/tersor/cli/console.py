@@ -96,17 +96,21 @@ def on_terminal() -> bool:
 
 
 def _plain_progress() -> Progress:
-    """At most a line for each whole step (an epoch, a tensor), and some 20 for a phase ("prune: ...")."""
+    """A line for each whole one (an epoch, a tensor) and for the end, but only some 20 for a phase."""
     last: dict[str, float] = {}
 
     def report(phase: str, done: float, total: float, note: str = "") -> None:
-        key = phase.partition(":")[0]
-        part = min(done, total) // max(1.0, total / LINES_A_PHASE)
-        if last.get(key) != part:
-            last[key] = part
-            say(f"{phase} {done:g}/{total:g} {note}".rstrip())
+        part = total if done >= total else done // max(1.0, total / LINES_A_PHASE)
+        if last.get(phase) != part:
+            last[phase] = part
+            of = f"/{_count(total)}" if total else ""
+            say(f"{phase} {_count(done)}{of} {note}".rstrip())
 
     return report
+
+
+def _count(number: float) -> str:
+    return f"{number:.0f}" if number == int(number) else f"{number:.2f}"
 
 
 def _finite(data: Any) -> Any:

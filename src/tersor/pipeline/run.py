@@ -28,7 +28,7 @@ from tersor.pipeline.load import evaluate
 from tersor.pipeline.result import ARTIFACT, Result
 from tersor.pipeline.stages import Stage, StageStore
 from tersor.pipeline.steps import Context, apply_step
-from tersor.progress import Progress, silent
+from tersor.progress import Progress, inside, silent
 from tersor.recipe.load import load_recipe
 from tersor.result import LayerRecord, Ledger, StageRecord
 from tersor.spec import Cluster, Code, Recipe, Speed, Train
@@ -88,8 +88,9 @@ def _compress(store: StageStore, recipe: Recipe, context: Context, asked_drop: f
     path = store.work / ARTIFACT
     ledger = write(path, collected.tensors.items(), aliases=collected.aliases, speed=file_speed(recipe))
     original = trained_model(task)
-    baseline = evaluate_model(original.to(device), task, task.test, device=device, progress=progress)
-    artifact = evaluate(task, path, device=device, progress=progress)
+    telling = inside(progress, "baseline")
+    baseline = evaluate_model(original.to(device), task, task.test, device=device, progress=telling)
+    artifact = evaluate(task, path, device=device, progress=inside(progress, "file"))
     return Result(
         task=task.name,
         recipe=recipe,

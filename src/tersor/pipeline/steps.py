@@ -15,7 +15,7 @@ from tersor.calibrate.fisher import diagonal_fisher
 from tersor.errors import in_context
 from tersor.model.attach import attach_codebook, attach_mask, collect_one
 from tersor.model.select import Selected, Storage, select, storages
-from tersor.progress import Progress, silent
+from tersor.progress import Progress, inside, silent
 from tersor.result import Touched
 from tersor.spec import AMOUNTS, Cluster, Code, Prune, Step, Train
 from tersor.task import Task
@@ -61,7 +61,7 @@ def _prune(model: nn.Module, step: Prune, context: Context) -> list[Touched]:
     selected = select(model, step)
     chosen = [one for one in selected if one.step is not None]
     if step.schedule == "gradual" and step.train is not None:
-        _train(model, step.train, context, [GradualPruning(model, chosen, step)])
+        _train(model, step.train, _inside(step, context), [GradualPruning(model, chosen, step)])
         return _report(model, selected)
     for ranked in ranked_together(chosen, step):
         amount = {name: getattr(ranked[0].step, name) for name in AMOUNTS}
@@ -71,7 +71,7 @@ def _prune(model: nn.Module, step: Prune, context: Context) -> list[Touched]:
         for one, mask in zip(ranked, masks, strict=True):
             attach_mask(model, one.storage, mask)
     if step.train is not None:
-        _train(model, step.train, context)
+        _train(model, step.train, _inside(step, context))
     return _report(model, selected)
 
 
@@ -102,7 +102,7 @@ def _cluster(model: nn.Module, step: Cluster, context: Context) -> list[Touched]
     context.progress(step.name, len(chosen), len(chosen))
     if step.train is not None:
         controls = [Reassignment(model, chosen, step.reassign)] if step.reassign else []
-        _train(model, step.train, context, controls)
+        _train(model, step.train, _inside(step, context), controls)
     return _report(model, selected)
 
 
@@ -139,6 +139,11 @@ def _fit(model: nn.Module, step: Train, context: Context) -> list[Touched]:
 def _code(model: nn.Module, step: Code, context: Context) -> list[Touched]:
     """Nothing happens to the model: the writer reads the step when the file is made."""
     return []
+
+
+def _inside(step: Prune | Cluster, context: Context) -> Context:
+    """The context of the step's own training: its progress names the step."""
+    return replace(context, progress=inside(context.progress, step.name))
 
 
 def _train(model: nn.Module, phase: Train, context: Context, controls: Sequence[Control] = ()) -> None:

@@ -57,7 +57,7 @@ def fit(
     with the model's modes and device. ``checkpoint`` is a file to go on from if it is there; it is
     written once a minute, at the end, and on Ctrl-C between two steps, after which KeyboardInterrupt goes its
     way. Going on from it, with the model and controls as they were at the beginning of the phase, ends in the
-    same weights as training without a break.
+    same weights as training without a break. ``progress`` counts epochs.
 
     Raises :class:`TaskError` if the task has no loss or training data, if nothing is trainable,
     or if the loss becomes NaN or infinite.
@@ -67,6 +67,7 @@ def fit(
     with randomness.seeded(seed), _in_training(model, device):
         steps_an_epoch = _count_batches(task, loader)
         total = max(1, round(phase.epochs * steps_an_epoch))
+        epochs = total / steps_an_epoch
         randomness.seed(seed)
         optimizer = make_optimizer(model, phase)
         run = _Run(model, optimizer, phase, randomness, checkpoint, identity=[asdict(phase), seed, total])
@@ -84,15 +85,15 @@ def fit(
                     for control in controls:
                         control.after_step(run.step, total)
                     run.step += 1
-                    if run.step % REPORT_STEPS == 0:
-                        progress(phase.name, run.step, total, f"loss {run.last_loss():.4g}")
+                    if run.step % REPORT_STEPS == 0 and run.step < end:
+                        progress(phase.name, run.step / steps_an_epoch, epochs, f"loss {run.last_loss():.4g}")
                     if run.step < end:
                         run.save_if_due(interrupted())
                 if run.step < end:
                     raise TaskError(f"task {task.name!r}: the train loader gave {run.step % steps_an_epoch} "
                                     f"batches in epoch {epoch}, its length is {steps_an_epoch}")  # fmt: skip
-                run.end_epoch(epoch, perf_counter() - started)
-                progress(phase.name, run.step, total, f"epoch {epoch + 1}, loss {run.records[-1].loss:.4g}")
+                loss = run.end_epoch(epoch, perf_counter() - started)
+                progress(phase.name, run.step / steps_an_epoch, epochs, f"epoch {epoch + 1}, loss {loss:.4g}")
                 if run.step < total:
                     for control in controls:
                         control.between_epochs(epoch + 1)
@@ -166,13 +167,14 @@ class _Run:
         self.randomness.set_state(self.resumed)
         return batches
 
-    def end_epoch(self, epoch: int, seconds: float) -> None:
-        """Turn the losses since its beginning into the epoch's record."""
+    def end_epoch(self, epoch: int, seconds: float) -> float:
+        """Turn the losses since its beginning into the epoch's record; returns their mean."""
         self.last_loss()
         mean = float(torch.stack(self.losses).double().mean())
         lr = learning_rate(self.step - 1, self.identity[-1], self.phase)
         self.records.append(EpochRecord(epoch, mean, lr, seconds))
         self.losses.clear()
+        return mean
 
     def last_loss(self) -> float:
         """The loss of the last step; all of this epoch's have to be finite."""
