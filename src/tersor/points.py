@@ -56,12 +56,12 @@ class QuantPoint:
     @property
     def low(self) -> int:
         """The least code."""
-        return -(2 ** (self.bits - 1)) if self.signed else 0
+        return -(1 << self.bits - 1) if self.signed else 0
 
     @property
     def high(self) -> int:
         """The greatest code."""
-        return self.low + 2**self.bits - 1
+        return self.low + (1 << self.bits) - 1
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,92 @@
+"""What a task calls its model with: the arguments that tracing and export need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from inspect import signature
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.utils import _pytree as pytree
+
+from tersor.errors import TaskError, code_of_the_task
+from tersor.task import Batch, Task
+
+_LOOKED_AT = 8
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Example arguments, and which of their dimensions vary: the batch, and what differed between batches.
+
+    dynamic -- for each leaf of (args, kwargs), the varying dimensions of a tensor.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    dynamic: tuple[tuple[int, ...], ...]
+
+    def dynamic_shapes(self, model: nn.Module) -> dict[str, Any]:
+        """The same as :func:`torch.export.export` takes it for ``model``: by the names of its arguments."""
+        leaves, spec = pytree.tree_flatten((self.args, self.kwargs))
+        shapes = [
+            dict.fromkeys(dims, Dim.AUTO) if isinstance(leaf, Tensor) else None
+            for leaf, dims in zip(leaves, self.dynamic, strict=True)
+        ]
+        args, kwargs = pytree.tree_unflatten(shapes, spec)
+        return dict(signature(model.forward).bind(*args, **kwargs).arguments)
+
+
+def model_inputs(task: Task, model: nn.Module) -> Inputs:
+    """The arguments that the task's ``forward`` gives to the model, and their varying dimensions.
+
+    ``example_inputs`` if the task has them, else what arrives when ``forward`` runs on the first batch of the
+    test data. A dimension varies if it is the first, or if the first eight batches differ in it. Raises
+    :class:`TaskError` for an empty loader, and where ``forward`` does not call the model.
+    """
+    calls = [_called_with(task, model, batch) for batch in islice(iter(task.test), _LOOKED_AT)]
+    if not calls:
+        raise TaskError(f"task {task.name!r}: the test loader is empty; give one with at least one sample")
+    if task.example_inputs is not None:
+        calls.insert(0, (task.example_inputs, {}))
+    leaves = [pytree.tree_leaves(call) for call in calls]
+    same = [one for one in leaves if len(one) == len(leaves[0])]
+    dynamic = tuple(_varying([one[at] for one in same]) for at in range(len(leaves[0])))
+    args, kwargs = pytree.tree_map_only(Tensor, _two_at_least, calls[0])
+    return Inputs(tuple(args), dict(kwargs), dynamic)
+
+
+def _called_with(task: Task, model: nn.Module, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not seen:
+            seen.append(pytree.tree_map_only(Tensor, torch.Tensor.detach, (args, dict(kwargs))))
+
+    handle = model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        with torch.no_grad(), code_of_the_task(f"task {task.name!r}: forward"):
+            task.forward(model, batch)
+    finally:
+        handle.remove()
+    if not seen:
+        raise TaskError(f"task {task.name!r}: forward(model, batch) does not call model(...): "
+                        "tracing needs one call of the module itself")  # fmt: skip
+    return seen[0]
+
+
+def _varying(leaves: list[Any]) -> tuple[int, ...]:
+    first = leaves[0]
+    tensors = [one for one in leaves if isinstance(one, Tensor)]
+    if not isinstance(first, Tensor) or not first.ndim:
+        return ()
+    others = [one.shape for one in tensors if one.ndim == first.ndim]
+    return tuple(dim for dim in range(first.ndim) if dim == 0 or len({shape[dim] for shape in others}) > 1)
+
+
+def _two_at_least(tensor: Tensor) -> Tensor:
+    """Export takes a batch of one for a constant."""
+    return torch.cat((tensor, tensor)) if tensor.ndim and len(tensor) == 1 else tensor

@@ -1,0 +1,142 @@
+"""Run a model through its traced graph, with something of ours on chosen values.
+
+The parameters stay where they are, in the model, with whatever is attached to them: the graph fetches each
+once a call. So what trains, what is counted and what is saved is the model itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import OutputKind
+from torch.utils import _pytree as pytree
+
+from tersor.errors import TaskError
+from tersor.model.trace import Traced
+
+_ATEN = torch.ops.aten
+# Where an operator says that it trains: the position of that argument.
+_TRAINING_FLAG: Mapping[Any, int] = {
+    _ATEN.batch_norm.default: 5,
+    _ATEN.instance_norm.default: 5,
+    _ATEN.dropout.default: 2,
+    _ATEN.feature_dropout.default: 2,
+    _ATEN.lstm.input: 6,
+    _ATEN.gru.input: 6,
+    _ATEN.rnn_tanh.input: 6,
+    _ATEN.rnn_relu.input: 6,
+}
+_NORMS = (_ATEN.batch_norm.default, _ATEN.instance_norm.default)
+
+
+class GraphModel(nn.Module):
+    """``model`` run through ``traced``, with a module of ``taps`` on each value that it names.
+
+    A tap takes the value and gives what all its readers see instead. In training mode dropout and batch
+    norms train as they would in the model; ``frozen_norms`` keeps the norms at their running statistics.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        traced: Traced,
+        taps: Mapping[str, nn.Module] | None = None,
+        *,
+        frozen_norms: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.traced = traced
+        self.taps = nn.ModuleList((taps or {}).values())
+        self.frozen_norms = frozen_norms
+        self._tapped = tuple(taps or {})
+        self._programs: dict[bool, fx.GraphModule] = {}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model would give, with the taps in between."""
+        flat = iter(self._flatten(args, kwargs))
+        nodes = self.traced.graph.find_nodes(op="placeholder")
+        values = [
+            self._tensor(self.traced.tensors[node.name]) if node.name in self.traced.tensors else next(flat)
+            for node in nodes
+        ]
+        outputs = self._program()(*values)
+        specs = self.traced.program.graph_signature.output_specs
+        wanted = [
+            one for one, spec in zip(outputs, specs, strict=True) if spec.kind == OutputKind.USER_OUTPUT
+        ]
+        return pytree.tree_unflatten(wanted, self.traced.program.call_spec.out_spec)
+
+    def _flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        wanted = self.traced.program.call_spec.in_spec
+        if kwargs:
+            order = list(wanted.children()[1].context)
+            if set(order) == set(kwargs):
+                kwargs = {name: kwargs[name] for name in order}
+        flat, spec = pytree.tree_flatten((args, kwargs))
+        if spec != wanted:
+            raise TaskError(f"the model was traced with arguments {wanted}, and is called with {spec}: "
+                            "forward has to call it in the same way for every batch")  # fmt: skip
+        return flat
+
+    def _tensor(self, name: str) -> Tensor:
+        if name in self.traced.program.constants:
+            constant: Tensor = self.traced.program.constants[name]
+            return constant
+        path, _, attribute = name.rpartition(".")
+        value: Tensor = getattr(self.model.get_submodule(path), attribute)
+        return value
+
+    def _program(self) -> fx.GraphModule:
+        if self.training not in self._programs:
+            self._programs[self.training] = self._build(self.training)
+        return self._programs[self.training]
+
+    def _build(self, training: bool) -> fx.GraphModule:
+        graph = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        taps = {value: f"taps.{at}" for at, value in enumerate(self._tapped)}
+        waiting: list[fx.Node] = []
+        for node in self.traced.graph.nodes:
+            if node.op != "placeholder" and waiting:
+                for one in waiting:
+                    copies[one] = graph.call_module(taps[one.name], (copies[one],))
+                waiting.clear()
+            if node.op == "output":
+                graph.output(tuple(copies[one] if isinstance(one, fx.Node) else one for one in node.args[0]))
+                continue
+            copy = graph.node_copy(node, copies.__getitem__)
+            self._adapt(node, copy, training)
+            copies[node] = copy
+            if node.name in taps:
+                if node.op == "placeholder":
+                    waiting.append(node)
+                else:
+                    copies[node] = graph.call_module(taps[node.name], (copy,))
+        root = nn.Module()
+        root.taps = self.taps
+        return fx.GraphModule(root, graph)
+
+    def _adapt(self, node: fx.Node, copy: fx.Node, training: bool) -> None:
+        """Set the flag of what trains; an operator that writes over its only reader's input need not."""
+        at = _TRAINING_FLAG.get(node.target)
+        frozen = self.frozen_norms and node.target in _NORMS
+        if at is not None and training and not frozen:
+            copy.update_arg(at, True)
+        plain = _out_of_place(node)
+        if plain is not None:
+            copy.target = plain
+
+
+def _out_of_place(node: fx.Node) -> Any:
+    packet = getattr(node.target, "overloadpacket", None)
+    name = getattr(packet, "__name__", "")
+    if not name.endswith("_") or name.startswith("_") or not node.all_input_nodes:
+        return None
+    if len(node.all_input_nodes[0].users) != 1:
+        return None
+    plain = getattr(_ATEN, name[:-1], None)
+    return getattr(plain, node.target._overloadname, None) if plain is not None else None  # type: ignore[union-attr]
