@@ -62,6 +62,7 @@ _HOME = {
     "TaskError": "errors",
     "TensorError": "errors",
     "FormatError": "errors",
+    "ExportError": "errors",
     "BudgetError": "errors",
     "VerificationError": "errors",
 }
@@ -71,6 +72,7 @@ __all__ = [
     "Cluster",
     "Code",
     "CompressedTensor",
+    "ExportError",
     "FormatError",
     "Prune",
     "Reader",

@@ -6,6 +6,7 @@ TersorError                     exit code 1
 ├── TaskError                   1  a task that does not hold together
 ├── TensorError                 1  a tensor that cannot be compressed (NaN, Inf, wrong dtype)
 ├── FormatError                 1  a file that is not ours, is damaged, or passes a declared limit
+├── ExportError                 1  a graph or a runtime that cannot take the model
 ├── BudgetError                 3  nothing found inside the budget (the best artifact is kept)
 └── VerificationError           5  the written file does not give back what was measured
 
@@ -50,6 +51,10 @@ class TensorError(TersorError, ValueError):
 
 class FormatError(TersorError, ValueError):
     """A file that is not a ``.tersor`` file, is damaged, or declares more than the limits allow."""
+
+
+class ExportError(TersorError):
+    """A graph, a format or a runtime that cannot take the model."""
 
 
 class BudgetError(TersorError):
