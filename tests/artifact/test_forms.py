@@ -30,14 +30,15 @@ def codebooks(draw):
     granularity = draw(granularities(shape))
     levels = draw(st.sampled_from([1, 2, 3, 16, 256, 257, 1000]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    book = np.sort(rng.standard_normal((group_count(shape, granularity), levels)).astype(np.float32))
-    if draw(st.booleans()):
-        book = book.astype(np.float16).astype(np.float32)
+    dtype = draw(FLOATS)
+    book = np.sort(rng.standard_normal((group_count(shape, granularity), levels)))
+    book = book.astype(draw(st.sampled_from([np.float16, np.float32, np.float64])))
+    book = book.astype(np.float64 if dtype == torch.float64 else np.float32)
     if draw(st.booleans()) and book.size:
         book[:, levels // 2] = 0
     code_type = np.uint8 if levels <= 256 and draw(st.booleans()) else np.uint16
     codes = rng.integers(0, draw(st.integers(1, levels)), shape).astype(code_type)
-    return CompressedTensor(shape, draw(FLOATS), Codebook(codes, book, granularity))
+    return CompressedTensor(shape, dtype, Codebook(codes, book, granularity))
 
 
 @st.composite
@@ -111,6 +112,15 @@ def test_a_codebook_of_half_precision_takes_two_bytes_a_value():
     tensor = CompressedTensor((8, 40), torch.float32, Codebook(weights().form.codes, book))
     assert encode_tensor("w", tensor, "small")[0].parts[1].size <= 2 * 16
     assert encode_tensor("w", weights(), "small")[0].parts[1].size > 2 * 16
+
+
+def test_a_codebook_of_doubles_takes_eight_bytes_a_value_only_where_it_has_to():
+    for book, size in ((weights().form.codebook.astype(np.float64), 4), (np.linspace(0, 1, 16)[None], 8)):
+        tensor = CompressedTensor((8, 40), torch.float64, Codebook(weights().form.codes, book))
+        entry, payloads = encode_tensor("w", tensor, "fast")
+        assert entry.stored == f"float{8 * size}" and len(payloads[1]) <= size * 16
+        again = decode_tensor(entry, b"".join(payloads))
+        assert torch.equal(again.decode(), torch.from_numpy(book[0][weights().form.codes]))
 
 
 def test_a_constant_has_no_payload_of_codes():

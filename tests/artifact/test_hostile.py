@@ -19,6 +19,8 @@ REASONS = {
     "center_not_needed": "center",
     "codes_of_integers": "not floating",
     "count_beyond_the_index": "has no end",
+    "doubles_for_floats": "flags 0xc are not known",
+    "doubles_for_scales": "flags 0xc are not known",
     "dtype_unknown": "dtype 31",
     "form_unknown": "form 7",
     "group_bomb": "past the limit",

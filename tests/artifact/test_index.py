@@ -2,7 +2,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tersor.artifact.container import DTYPES, STORED, TINY_BYTES, Blob, Entry, Index, Part, part_names
+from tersor.artifact.container import (
+    DTYPES,
+    STORED,
+    TINY_BYTES,
+    Blob,
+    Entry,
+    Index,
+    Part,
+    level_dtype,
+    part_names,
+)
 from tersor.artifact.index import parse_index, print_index
 from tersor.errors import FormatError
 from tersor.tensor.groups import PER_TENSOR, Granularity
@@ -26,9 +36,10 @@ def entries(draw, name):
     axis = 0 if kind == "tensor" else draw(st.integers(0, len(shape) - 1))
     granularity = Granularity(kind, axis, draw(st.integers(1, 500)) if kind == "block" else 0)
     levels = draw(st.integers(1, 2**16 if form == "codebook" else 2**20))
+    dtype = draw(st.sampled_from(DTYPES[:4]))
     return Entry(
-        name, form, draw(st.sampled_from(DTYPES[:4])), shape,
-        draw(st.sampled_from(["float16", "bfloat16", "float32"])), parts, granularity, levels,
+        name, form, dtype, shape,
+        draw(st.sampled_from(STORED[level_dtype(form, dtype)])), parts, granularity, levels,
         0 if form == "codebook" else draw(st.integers(-(2**31), 2**31 - levels)),
         draw(st.none() | st.integers(0, levels - 1)), shifted,
     )  # fmt: skip

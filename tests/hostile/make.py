@@ -34,6 +34,8 @@ INDEXES = {
     "dtype_unknown": tensors(named(b"a", b"\x1f" + EMPTY[1:])),
     "form_unknown": tensors(named(b"a", b"\xe2" + EMPTY[1:])),
     "codes_of_integers": tensors(named(b"a", b"\x4c" + HUGE[1:])),
+    "doubles_for_floats": tensors(named(b"a", b"\x42\x01\x04\x0c\x02\x00\x00\x00\x00")),
+    "doubles_for_scales": tensors(named(b"a", b"\x63\x01\x04\x0c\x00\x02\x00\x00\x00\x00")),
     "too_many_dimensions": tensors(named(b"a", b"\x02\x41" + b"\x01" * 65 + EMPTY[2:])),
     "too_many_weights": tensors(named(b"a", b"\x02\x03" + b"\xff\xff\xff\x7f" * 3 + EMPTY[2:])),
     "shape_overflows": tensors(named(b"a", b"\x02\x03\x00" + b"\xff" * 6 + b"\x7f" + b"\x02" + EMPTY[2:])),

@@ -233,6 +233,23 @@ def test_rate_weighs_the_present_codes_against_the_kept_weights() -> None:
     assert not torch.equal(best, levels[distance.argmin(dim=-1)])
 
 
+@pytest.mark.parametrize(("update", "latent"), VARIANTS)
+def test_few_distinct_doubles_stay_exact_in_a_model_and_back(update: str, latent: bool) -> None:
+    model = net(torch.float64)
+    values = torch.tensor([0.1, 0.1 + 1e-9, -1 / 3, 0.0], dtype=torch.float64)
+    wanted = values[torch.arange(12 * 9) % 4].reshape(12, 9)
+    model[0].weight.data = wanted.clone()
+    cluster(model, weight(model), Cluster(bits=2, update=update), latent)
+    assert torch.equal(weight(model).dense(), wanted)
+    found = collect(model)
+    assert torch.equal(found.tensors["0.weight"].decode(), wanted)
+    again = net(torch.float64)
+    attach_collected_(again, found, update=update)
+    assert torch.equal(weight(again).dense(), wanted)
+    bake_(again)
+    assert torch.equal(again[0].weight, wanted)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("update", "latent"), VARIANTS)
 def test_collect_gives_back_what_the_model_holds(update: str, latent: bool, dtype: torch.dtype) -> None:

@@ -290,6 +290,50 @@ def test_dtypes_and_strides_are_kept(dtype):
     assert torch.allclose(packed.decode(), tensor, rtol=1e-6)
 
 
+NEAR = [0.1, np.nextafter(0.1, 1), 0.1 + 1e-9, -1e-60, 0.0, -0.0, 1.5, 1 / 3, -2.0]
+
+
+@SHORT
+@given(
+    st.lists(st.sampled_from(NEAR), min_size=12, max_size=12),
+    st.sampled_from(["tensor", "channel", "block"]),
+    st.sampled_from(INITS),
+    st.booleans(),
+    st.none() | st.lists(st.booleans(), min_size=12, max_size=12),
+)
+def test_few_distinct_doubles_come_out_as_they_are(values, granularity, init, keep_zero, mask):
+    tensor = torch.tensor(values, dtype=torch.float64).reshape(3, 4)
+    size = 3 if granularity == "block" else 0
+    spec = Cluster(clusters=9, granularity=granularity, block_size=size, init=init, keep_zero=keep_zero)
+    kept = None if mask is None else np.array(mask).reshape(3, 4)
+    packed = cluster_tensor(tensor, spec, mask=kept)
+    wanted = tensor if kept is None else torch.where(torch.from_numpy(kept), tensor, 0.0)
+    assert torch.equal(packed.decode(), wanted)
+    rows = [np.unique(row) for row in packed.form.codebook]
+    if keep_zero or kept is not None:
+        assert all((row == 0).any() for row in rows)
+    if granularity == "tensor":
+        held = [0.0] if keep_zero or kept is not None else []
+        assert np.array_equal(rows[0], np.unique([*wanted.reshape(-1).tolist(), *held]))
+
+
+def test_a_group_of_few_distinct_doubles_is_exact_beside_one_of_many():
+    tensor = torch.stack([torch.linspace(0, 1, 40, dtype=torch.float64), torch.full((40,), 0.1).double()])
+    tensor[1, 7:] = 0.1 + 1e-10
+    spec = Cluster(clusters=4, granularity="channel", axis=0)
+    packed = cluster_tensor(tensor, spec)
+    assert torch.equal(packed.decode()[1], tensor[1])
+    assert torch.equal(packed.decode()[0], cluster_tensor(tensor[:1], spec).decode()[0])
+    assert len(packed.decode()[0].unique()) == 4
+
+
+def test_many_distinct_doubles_are_clustered_as_float32():
+    tensor = rng_tensor(30, 40).double() + 1e-9
+    for spec in (Cluster(bits=3), Cluster(bits=3, rate=0.01)):
+        packed = cluster_tensor(tensor, spec)
+        assert torch.equal(packed.decode(), cluster_tensor(tensor.float(), spec).decode().double())
+
+
 def test_bad_tensors_are_refused_with_counts():
     nan, inf = float("nan"), float("inf")
     with pytest.raises(TensorError, match="2 NaN and 1 Inf of 4"):

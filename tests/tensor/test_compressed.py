@@ -70,6 +70,9 @@ def test_parts_that_do_not_fit_are_refused():
         CompressedTensor((3, 2), torch.float32, Codebook(codes, book))
     with pytest.raises(TensorError, match="1 groups are stored"):
         CompressedTensor((2, 3), torch.float32, Codebook(codes, book, Granularity("channel")))
+    for dtype, right, wrong in (("float32", "float32", "float64"), ("float64", "float64", "float32")):
+        with pytest.raises(TensorError, match=f"weights is {right}, not {wrong}"):
+            CompressedTensor((2, 3), getattr(torch, dtype), Codebook(codes, book.astype(wrong)))
     with pytest.raises(TensorError, match="int64"):
         CompressedTensor((2, 3), torch.int64, Codebook(codes, book))
     with pytest.raises(TensorError, match="shapes"):

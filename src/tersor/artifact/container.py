@@ -26,7 +26,7 @@ DTYPES = (
     "int32", "uint64", "int64", "complex32", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2",
     "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn_x2",
 )  # fmt: skip
-FLOATS = ("float16", "bfloat16", "float32")
+_FLOATS = ("float16", "bfloat16", "float32")
 SECTIONS = ("aliases", "points", "structure", "attachments")
 GRANULARITIES: tuple[Literal["tensor", "channel", "block"], ...] = ("tensor", "channel", "block")
 
@@ -37,11 +37,11 @@ STRUCTURE: Key = ("structure", "")
 # The types in which the values of a type may lie, the narrowest first.
 STORED: Mapping[str, tuple[str, ...]] = {
     **{name: (name,) for name in DTYPES},
-    "float32": FLOATS,
-    "float64": (*FLOATS, "float64"),
+    "float32": _FLOATS,
+    "float64": (*_FLOATS, "float64"),
     "complex32": ("float16",),
-    "complex64": FLOATS,
-    "complex128": (*FLOATS, "float64"),
+    "complex64": _FLOATS,
+    "complex128": (*_FLOATS, "float64"),
     "uint16": ("uint8", "uint16"),
     "uint32": ("uint8", "uint16", "uint32"),
     "uint64": ("uint8", "uint16", "uint32", "uint64"),
@@ -143,6 +143,11 @@ def part_names(form: str, shifted: bool) -> tuple[str, ...]:
     """The payloads of a chunk, in order; ``shifted`` where an affine grid stores zero points."""
     names = {"raw": ("values",), "masked": ("mask", "values"), "codebook": ("codes", "codebook")}
     return names.get(form, ("codes", "scales", "zero_points") if shifted else ("codes", "scales"))
+
+
+def level_dtype(form: str, dtype: str) -> str:
+    """What the values of a codebook, or the scales of a grid, are once they are read."""
+    return "float64" if (form, dtype) == ("codebook", "float64") else "float32"
 
 
 def print_tail(index: bytes, before: int) -> bytes:

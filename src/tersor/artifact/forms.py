@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tersor import coding
-from tersor.artifact.container import MAX_DIMS, MAX_LEVELS, STORED, Blob, Entry, Part
+from tersor.artifact.container import MAX_DIMS, MAX_LEVELS, STORED, Blob, Entry, Part, level_dtype
 from tersor.artifact.words import (
     Bits,
     bit_view,
@@ -157,14 +157,16 @@ def _encode_codebook(entry: Entry, form: Codebook, speed: Speed) -> tuple[Entry,
         center = int(np.bincount(codes[:: max(len(codes) // _SAMPLE, 1)]).argmax())
         entry = replace(entry, center=center)
     payload = _encode_codes(entry, codes, center or 0, speed)
-    book = np.ascontiguousarray(form.codebook).reshape(-1).view(np.uint32)
-    stored, words = narrow(book, "float32", STORED["float32"])
+    dtype = level_dtype("codebook", entry.dtype)
+    book = np.ascontiguousarray(form.codebook, dtype).reshape(-1).view(f"u{itemsize(dtype)}")
+    stored, words = narrow(book, dtype, STORED[dtype])
     return replace(entry, stored=stored), [payload, _encode_words(words, speed)]
 
 
 def _decode_codebook(entry: Entry, payloads: list[Payload]) -> Codebook:
-    words = _decode_words(payloads[1], entry.groups * entry.levels, entry.stored, "float32")
-    codebook = words.view(np.float32).reshape(entry.groups, entry.levels)
+    dtype = level_dtype("codebook", entry.dtype)
+    words = _decode_words(payloads[1], entry.groups * entry.levels, entry.stored, dtype)
+    codebook = words.view(dtype).reshape(entry.groups, entry.levels)
     center = _agreed_center(entry, _codebook_center(codebook))
     codes = _decode_codes(entry, payloads[0], center)
     return Codebook(codes.reshape(entry.shape), codebook, entry.granularity)
@@ -260,7 +262,7 @@ def _agreed_center(entry: Entry, derived: int | None) -> int:
     return stored if stored is not None else derived or 0
 
 
-def _codebook_center(codebook: NDArray[np.float32]) -> int | None:
+def _codebook_center(codebook: NDArray[Any]) -> int | None:
     """The code of an exact zero, if all weights share one codebook and it has one."""
     if len(codebook) != 1 or not (codebook == 0).any():
         return None

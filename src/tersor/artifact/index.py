@@ -8,7 +8,6 @@ from math import prod
 
 from tersor.artifact.container import (
     DTYPES,
-    FLOATS,
     FORMS,
     GRANULARITIES,
     MAX_COUNT,
@@ -22,6 +21,7 @@ from tersor.artifact.container import (
     Entry,
     Index,
     Part,
+    level_dtype,
     part_names,
 )
 from tersor.coding.framing import read_varint, write_varint
@@ -160,7 +160,8 @@ def _print_entry(entry: Entry) -> bytes:
 def _print_coded(entry: Entry) -> bytes:
     granularity = entry.granularity
     kind = GRANULARITIES.index(granularity.kind)
-    flags = kind | FLOATS.index(entry.stored) << 2 | (entry.center is not None) << 4 | entry.shifted << 5
+    stored = STORED[level_dtype(entry.form, entry.dtype)].index(entry.stored)
+    flags = kind | stored << 2 | (entry.center is not None) << 4 | entry.shifted << 5
     out = write_varint(flags)
     if kind:
         out += write_varint(granularity.axis)
@@ -199,7 +200,8 @@ def _parse_coded(cursor: _Cursor, head: tuple[str, str, str, tuple[int, ...]]) -
         raise FormatError(f"{name}: codes of dtype {dtype}, which is not floating")
     flags = cursor.varint("the flags of a tensor", 32 if form == "codebook" else 64)
     kind, stored = flags & 3, flags >> 2 & 3
-    if kind >= len(GRANULARITIES) or stored >= len(FLOATS):
+    types = STORED[level_dtype(form, dtype)]
+    if kind >= len(GRANULARITIES) or stored >= len(types):
         raise FormatError(f"{name}: flags {flags:#x} are not known")
     axis = cursor.varint("an axis", len(shape)) if kind else 0
     size = cursor.varint("a block size", MAX_COUNT) if kind == 2 else 0
@@ -215,7 +217,7 @@ def _parse_coded(cursor: _Cursor, head: tuple[str, str, str, tuple[int, ...]]) -
     center = cursor.varint("a center", levels) if flags >> 4 & 1 else None
     shifted = bool(flags >> 5)
     parts = _parse_parts(cursor, form, shifted)
-    return Entry(*head, FLOATS[stored], parts, granularity, levels, offset, center, shifted)
+    return Entry(*head, types[stored], parts, granularity, levels, offset, center, shifted)
 
 
 def _parse_parts(cursor: _Cursor, form: str, shifted: bool) -> tuple[Part, ...]:

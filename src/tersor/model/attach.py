@@ -218,7 +218,7 @@ def _with_zeros(compressed: CompressedTensor, kept: Mask) -> CompressedTensor:
     form = cast(Codebook, compressed.form)
     groups, k = form.codebook.shape
     codes = np.where(kept, form.codes.astype(np.int64), k)
-    padded = np.concatenate((form.codebook, np.zeros((groups, 1), np.float32)), axis=1)
+    padded = np.concatenate((form.codebook, np.zeros((groups, 1), form.codebook.dtype)), axis=1)
     return CompressedTensor(
         compressed.shape, compressed.dtype, tidy_codebook(codes, padded, form.granularity)
     )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tersor.errors import TensorError
 from tersor.tensor.assign import assign, code_dtype, code_length
 from tersor.tensor.codebook import tidy_codebook
-from tersor.tensor.compressed import Codebook, CompressedTensor
+from tersor.tensor.compressed import Codebook, CompressedTensor, codebook_dtype
 from tersor.tensor.groups import expand_groups, join_groups, split_groups
 from tersor.tensor.masks import Mask
 
@@ -88,10 +88,10 @@ class SharedWeight(nn.Module):
         """The weight of a codebook, of a codebook and a latent, or of a latent (see the class)."""
         if self.update == "mean":
             (latent,) = originals
-            values = spread(_storable(self._means(latent.detach())), self.index, self.where, self.shape)
+            values = spread(self._means(latent.detach()), self.index, self.where, self.shape)
         else:
             codebook, *latents = originals
-            values = _members(_storable(codebook), self.index, self.where, self.shape)
+            values = _members(codebook, self.index, self.where, self.shape)
             if not latents:
                 return values
             (latent,) = latents
@@ -110,18 +110,18 @@ class SharedWeight(nn.Module):
 
     def compressed(self, *originals: Tensor) -> CompressedTensor:
         """What the weight is now, as codes and an ascending codebook without unused values."""
-        book = self.codebook(*originals).detach().cpu().to(torch.float32).numpy()
+        dtype = originals[0].dtype
+        book = self.codebook(*originals).detach().cpu().to(codebook_dtype(dtype)).numpy()
         bad = book.size - int(np.isfinite(book).sum())
         if bad:
             raise TensorError(f"{bad} of {book.size} shared values are NaN or Inf: training diverged")
         groups, k = book.shape
         codes = self._codes(groups, k)
-        padded = np.concatenate((book, np.zeros((groups, 1), np.float32)), axis=1)
-        form = tidy_codebook(codes, padded, self.granularity)
-        return CompressedTensor(self.shape, originals[0].dtype, form)
+        padded = np.concatenate((book, np.zeros((groups, 1), book.dtype)), axis=1)
+        return CompressedTensor(self.shape, dtype, tidy_codebook(codes, padded, self.granularity))
 
     def assign_(self, *originals: Tensor, rate: float = 0.0) -> None:
-        """Give each latent the code of the nearest value that is in use; pruned weights stay zero.
+        """Give each latent the code of the nearest value in use, in float32; pruned weights stay zero.
 
         With ``rate``, of the least squared error + rate x (mean square of the kept weights) x code length,
         where the lengths are those of the codes as they are now.
@@ -169,7 +169,10 @@ class SharedWeight(nn.Module):
             members = members.index_select(0, self.where)
         sums = _member_sums(members, self.index, self.zero.numel())
         counts = _member_sums(torch.ones_like(members), self.index, self.zero.numel())
-        return (sums / counts.clamp(min=1)).to(weight.dtype).reshape(self.zero.shape)
+        means = sums / counts.clamp(min=1)
+        if weight.dtype == torch.float64:  # whose sums round: the mean of equal members has to be that member
+            means = means.clamp(*_member_range(members, self.index, self.zero.numel()))
+        return means.to(weight.dtype).reshape(self.zero.shape)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         # Assigning codes anew changes how many weights are zero, hence the shapes of these two.
@@ -237,6 +240,14 @@ def _member_sums(members: Tensor, index: Tensor, entries: int) -> Tensor:
     return sums.index_add_(0, index, members.to(torch.float64))
 
 
+def _member_range(members: Tensor, index: Tensor, entries: int) -> tuple[Tensor, Tensor]:
+    empty, long = members.new_zeros(entries), index.long()
+    return (
+        empty.scatter_reduce(0, long, members, "amin", include_self=False),
+        empty.scatter_reduce(0, long, members, "amax", include_self=False),
+    )
+
+
 def _nearest(
     values: NDArray[np.float32],
     row: NDArray[np.float32],
@@ -265,11 +276,6 @@ def _nearest(
     if mask is not None:
         anew[~mask] = k
     return anew
-
-
-def _storable(codebook: Tensor) -> Tensor:
-    """Rounded as it will be stored: a double model trains with what its file gives back."""
-    return codebook.to(torch.float32).to(codebook.dtype)
 
 
 def _as_factor(kept: Tensor, like: Tensor) -> Tensor:

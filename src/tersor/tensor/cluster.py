@@ -25,6 +25,7 @@ from tersor.tensor.assign import (
     update_codebook,
 )
 from tersor.tensor.compressed import Codebook, CompressedTensor
+from tersor.tensor.doubles import double_codebook
 from tersor.tensor.entropy import entropy_codebook
 from tersor.tensor.groups import Granularity, join_groups, ravel_groups
 from tersor.tensor.histogram import F32, F64, Points, positive_importance, summarize, unique_points
@@ -98,8 +99,9 @@ def cluster_tensor(
 
     Where ``mask`` (shape of the tensor) is False a weight is pruned: every group's codebook then holds an
     exact 0.0, which a weight that is kept takes only if it is 0 itself, or at a ``rate``, if that costs
-    least. ``importance`` (same shape, not negative) weighs squared errors. Raises
-    :class:`TensorError` for NaN, Inf and dtypes that are not floating.
+    least. ``importance`` (same shape, not negative) weighs squared errors. Few distinct values come out as
+    they are, unless there is a ``rate``; otherwise float64 is clustered as if it were float32. Raises
+    :class:`TensorError` for NaN, Inf, what lies beyond float32's range, and dtypes that are not floating.
 
     >>> cluster_tensor(torch.tensor([0.1, 0.2, 0.9, 1.0]), Cluster(clusters=2)).decode()
     tensor([0.1500, 0.1500, 0.9500, 0.9500])
@@ -122,6 +124,15 @@ def cluster_tensor(
     else:
         codebook, codes = _cluster_groups(flat, offsets, spec, keep, weight, seed)
     form = Codebook(join_groups([codes], values.shape, granularity), codebook, granularity)
+    if tensor.dtype == torch.float64:
+        doubles = tensor.detach().cpu().numpy()
+        form = double_codebook(
+            doubles if mask is None else np.where(mask, doubles, 0.0),
+            form,
+            spec.max_clusters,
+            hold_zero=spec.keep_zero or mask is not None,
+            exact=spec.rate == 0,
+        )
     return CompressedTensor(tuple(tensor.shape), tensor.dtype, form)
 
 

@@ -8,16 +8,15 @@ from numpy.typing import NDArray
 from tersor.tensor.assign import code_dtype
 from tersor.tensor.compressed import Codebook
 from tersor.tensor.groups import Granularity, expand_groups
+from tersor.tensor.histogram import F32, F64
 
 
-def tidy_codebook(
-    codes: NDArray[np.integer], codebook: NDArray[np.float32], granularity: Granularity
-) -> Codebook:
+def tidy_codebook(codes: NDArray[np.integer], codebook: F32 | F64, granularity: Granularity) -> Codebook:
     """The same weights with as few, ascending values as they need.
 
     ``codes`` have the tensor's shape and name values of their group's row in ``codebook`` (groups, k), which
     may be in any order, repeat values and hold some that no code names; k becomes the most values that
-    one group needs. Negative zero becomes zero.
+    one group needs, the dtype stays. Negative zero becomes zero.
 
     >>> tidy = tidy_codebook(np.array([2, 0, 1, 0]), np.array([[3, 1, 3, 7]], np.float32), Granularity())
     >>> tidy.codes, tidy.codebook
@@ -34,7 +33,7 @@ def tidy_codebook(
     fresh[:, 1:] &= ascending[:, 1:] != ascending[:, :-1]
     rank = np.maximum(np.cumsum(fresh, axis=1) - 1, 0)
     levels = np.maximum(fresh.sum(axis=1), 1)
-    tidy = np.zeros((groups, int(levels.max(initial=1))), np.float32)
+    tidy = np.zeros((groups, int(levels.max(initial=1))), values.dtype)
     row, column = np.nonzero(fresh)
     tidy[row, rank[row, column]] = ascending[row, column]
     last = np.minimum(np.arange(tidy.shape[1]), levels[:, None] - 1)

@@ -32,13 +32,13 @@ class Codebook:
     """Shared weights: each code names one value of its group's codebook.
 
     codes -- uint8 (k <= 256) or uint16, shape of the tensor.
-    codebook -- float32, shape (groups, k), ascending in each row; a group with fewer than k distinct
-        values repeats its last one. An exact 0.0 in it is the code of the pruned weights: no mask
-        is stored beside a codebook.
+    codebook -- float32 (float64 for a float64 tensor), shape (groups, k), ascending in each row; a group
+        with fewer than k distinct values repeats its last one. An exact 0.0 in it is the code of the
+        pruned weights: no mask is stored beside a codebook.
     """
 
     codes: NDArray[np.uint8] | NDArray[np.uint16]
-    codebook: NDArray[np.float32]
+    codebook: NDArray[np.float32] | NDArray[np.float64]
     granularity: Granularity = PER_TENSOR
 
 
@@ -94,12 +94,17 @@ def raw(tensor: torch.Tensor, mask: NDArray[np.bool_] | None = None) -> Compress
     return CompressedTensor(tuple(values.shape), values.dtype, Raw(values, mask))
 
 
-def _dense(form: Codebook | Affine) -> NDArray[np.float32]:
+def codebook_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What the codebook of a tensor of ``dtype`` is computed and kept in: the least that holds its values."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _dense(form: Codebook | Affine) -> NDArray[Any]:
     if isinstance(form, Codebook):
         if form.codebook.shape[0] == 1:
             return _look_up(form.codebook[0], form.codes)
         groups = expand_groups(np.arange(form.codebook.shape[0]), form.codes.shape, form.granularity)
-        values: NDArray[np.float32] = form.codebook[groups, form.codes]
+        values: NDArray[Any] = form.codebook[groups, form.codes]
         return values
     shape = form.codes.shape
     scale = expand_groups(form.scale, shape, form.granularity)
@@ -110,9 +115,9 @@ def _dense(form: Codebook | Affine) -> NDArray[np.float32]:
     return dense
 
 
-def _look_up(values: NDArray[np.float32], codes: NDArray[Any]) -> NDArray[np.float32]:
+def _look_up(values: NDArray[Any], codes: NDArray[Any]) -> NDArray[Any]:
     """``values[codes]`` block by block: NumPy widens an index to 8 bytes, for all of it at once."""
-    dense = np.empty(codes.shape, np.float32)
+    dense = np.empty(codes.shape, values.dtype)
     flat, out = codes.reshape(-1), dense.reshape(-1)
     for start in range(0, flat.size, _BLOCK):
         out[start : start + _BLOCK] = values[flat[start : start + _BLOCK]]
@@ -131,6 +136,9 @@ def _check(tensor: CompressedTensor) -> None:
         return
     if not tensor.dtype.is_floating_point:
         raise TensorError(f"codes decode to a floating dtype, not {tensor.dtype}")
+    wanted = str(codebook_dtype(tensor.dtype)).removeprefix("torch.")
+    if isinstance(form, Codebook) and form.codebook.dtype != wanted:
+        raise TensorError(f"a codebook of {tensor.dtype} weights is {wanted}, not {form.codebook.dtype}")
     groups = group_count(tensor.shape, form.granularity)
     rows = len(form.codebook) if isinstance(form, Codebook) else len(form.scale)
     if rows != groups:
