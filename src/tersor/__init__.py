@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tersor.artifact.io import Reader, save
     from tersor.errors import (
         BudgetError,
+        ExportError,
         FormatError,
         SpecError,
         TargetError,
