@@ -25,6 +25,7 @@ from tersor.measure.statistics import (
     tango,
     wilson,
 )
+from tersor.model.modes import modes_restored
 from tersor.progress import Progress, silent
 from tersor.result import Comparison, Score
 from tersor.task import Batch, Output, Task
@@ -135,13 +136,9 @@ def to_device(batch: Batch, device: str) -> Batch:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; afterwards each module has the mode it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with modes_restored(model):
+        model.eval()
         yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _compare_binary(lost: NDArray[np.float64], asked: float | None) -> Comparison:

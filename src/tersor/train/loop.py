@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tersor.errors import TaskError, code_of_the_task
 from tersor.measure.quality import to_device
+from tersor.model.modes import modes_restored
 from tersor.model.storage import storages
 from tersor.progress import Progress, silent
 from tersor.spec import Train
@@ -261,12 +262,10 @@ def _loss(model: nn.Module, task: Task, batch: Batch) -> Tensor:
 
 @contextmanager
 def _in_training(model: nn.Module, device: str) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
     home = next((one.device for one in model.parameters()), torch.device("cpu"))
-    model.to(device).train()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        model.to(home)
+    with modes_restored(model):
+        model.to(device).train()
+        try:
+            yield
+        finally:
+            model.to(home)
