@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tersor.errors import SpecError, TensorError
 from tersor.spec import one_amount
+from tersor.tensor.finite import count_non_finite
 
 Mask = NDArray[np.bool_]
 
@@ -97,6 +98,6 @@ def _magnitude(values: torch.Tensor) -> NDArray[np.floating]:
 
 
 def _check_finite(values: torch.Tensor, where: str) -> None:
-    bad = values.numel() - int(torch.isfinite(values.detach()).sum())
+    bad = count_non_finite(values)
     if bad:
         raise TensorError(f"{bad} of {values.numel()} values{where} are NaN or Inf: they have no rank")
