@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-WEIGHTED = ("conv", "conv_transpose", "linear")
+WEIGHTED = ("conv", "linear")
 ELEMENTWISE = ("add", "mul", "cat", "avg_pool")
 FUSED = ("relu", "clip")
 MOVES = ("max_pool", "move")  # values pass unchanged, so their grid does
