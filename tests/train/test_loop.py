@@ -187,6 +187,35 @@ def test_an_interrupted_phase_ends_as_an_unbroken_one(stop: int, attach: Any, tm
     assert [one.name for one in tmp_path.iterdir()] == ["phase.checkpoint"]
 
 
+BIT_GENERATORS = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
+
+
+@pytest.mark.parametrize("name", BIT_GENERATORS)
+def test_a_loader_may_draw_from_any_generator_of_numpy(name: str, tmp_path: Path) -> None:
+    class Shuffled:
+        def __init__(self) -> None:
+            self.draw = np.random.Generator(getattr(np.random, name)(1))
+
+        def __len__(self) -> int:
+            return 5
+
+        def __iter__(self) -> Iterator[Any]:
+            for rows in torch.from_numpy(self.draw.permutation(50)).split(10):
+                noise = self.draw.integers(0, 3, dtype=np.uint32) + self.draw.random() + np.random.randn()
+                yield INPUTS[rows] + float(noise), TARGETS[rows]
+
+    whole, broken, resumed = build(), build(), build()
+    fit(whole, made_task(Shuffled()), Train(epochs=2), seed=4)
+    path = tmp_path / "c"
+    with pytest.raises(KeyboardInterrupt):
+        fit(broken, made_task(Shuffled()), Train(epochs=2), seed=4, controls=[Breaking(7)], checkpoint=path)
+    loader = Shuffled()
+    untouched = [Shuffled().draw.random(), np.random.get_state()[1].tolist()]
+    fit(resumed, made_task(loader), Train(epochs=2), seed=4, checkpoint=path)
+    assert_same(state_of(whole), state_of(resumed))
+    assert [loader.draw.random(), np.random.get_state()[1].tolist()] == untouched
+
+
 def test_a_dataloader_resumes_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     phase = Train(epochs=2)
     whole, broken, resumed = build(), build(), build()

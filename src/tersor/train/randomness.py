@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,14 +44,13 @@ class Randomness:
 
     def state(self) -> State:
         """Plain values and tensors, for :meth:`set_state`."""
-        name, keys, *rest = cast(tuple[Any, ...], np.random.get_state(legacy=True))
         return {
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "random": random.getstate(),
-            "numpy": (name, keys.tolist(), *rest),
+            "numpy": _plain(np.random.get_state(legacy=False)),
             "generators": [
-                one.get_state() if isinstance(one, torch.Generator) else one.bit_generator.state
+                one.get_state() if isinstance(one, torch.Generator) else _plain(one.bit_generator.state)
                 for one in self.generators
             ],
         }
@@ -62,12 +61,26 @@ class Randomness:
         if state["cuda"]:
             torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
         random.setstate(state["random"])
-        np.random.set_state(state["numpy"])
+        np.random.set_state(_as_in(np.random.get_state(legacy=False), state["numpy"]))
         for generator, saved in zip(self.generators, state["generators"], strict=True):
             if isinstance(generator, torch.Generator):
                 generator.set_state(saved.cpu())
             else:
-                generator.bit_generator.state = saved
+                generator.bit_generator.state = _as_in(generator.bit_generator.state, saved)
+
+
+def _plain(state: Any) -> Any:
+    """A NumPy state, whichever bit generator it is of, with lists and numbers in place of NumPy's own."""
+    if isinstance(state, Mapping):
+        return {name: _plain(value) for name, value in state.items()}
+    return state.tolist() if isinstance(state, np.ndarray | np.generic) else state
+
+
+def _as_in(present: Any, saved: Any) -> Any:
+    """The inverse of :func:`_plain`, with arrays where the ``present`` state has some."""
+    if isinstance(present, Mapping):
+        return {name: _as_in(present.get(name), value) for name, value in saved.items()}
+    return np.asarray(saved, present.dtype) if isinstance(present, np.ndarray) else saved
 
 
 def _generators(loader: Iterable[Batch]) -> list[torch.Generator | np.random.Generator]:
