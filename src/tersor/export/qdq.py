@@ -98,7 +98,7 @@ def int8_codebook(form: Codebook, name: str = "codebook") -> tuple[float, NDArra
     levels = np.rint(values[0] / scale).astype(np.int8)
     if not np.array_equal(levels.astype(np.float32) * scale, values[0].astype(np.float32)):
         raise ExportError(
-            f"the codebook of {name} is on no int8 grid: quantize after clustering, which moves its values there"
+            f"the codebook of {name} is on no int8 grid: quantize after clustering, which moves it there"
         )
     return float(scale), levels
 
