@@ -1,4 +1,4 @@
-"""Train the baselines that the benchmarks compress, with tersor's own loop, and keep their weights.
+"""Train the MNIST baselines that the benchmarks compress, with tersor's own loop, and keep their weights.
 
     python -m benchmarks.baselines [--net lenet5_caffe ...] [--seed 0 ...] [--no-shifts] [--jobs 2]
 
@@ -96,8 +96,9 @@ def _row(job: tuple[str, int, bool]) -> dict[str, Any]:
 
 
 def main() -> None:
+    names = sorted({net for net, _ in SETTINGS})
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--net", nargs="*", choices=list(NETS), default=list(NETS))
+    parser.add_argument("--net", nargs="*", choices=names, default=names)
     parser.add_argument("--seed", nargs="*", type=int, default=list(SEEDS))
     parser.add_argument("--shifts", action=argparse.BooleanOptionalAction, help="only with, or only without")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time, one thread each")

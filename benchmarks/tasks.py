@@ -1,25 +1,33 @@
 """The benchmark nets as tasks: ``tersor compress benchmarks.tasks:lenet5_caffe`` and the like.
 
-The weights are those of the cached baseline of seed 0, which ``python -m benchmarks.baselines`` trains. A
-task's score is the accuracy: 1 or 0 for each image.
+The weights of the MNIST nets are those of the cached baseline of seed 0, which ``python -m
+benchmarks.baselines`` trains; ResNet-20's come from the committed artifact, which ``python -m
+benchmarks.resnet20`` trains. A task's score is the accuracy: 1 or 0 for each image.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 import tersor
+from benchmarks.cifar import MEAN, STD, cifar10
 from benchmarks.data import Batches, mnist
 from benchmarks.nets import NETS
 
 BATCH_SIZE = 128
 SHIFT_PIXELS = 2
-BASELINES = Path(__file__).resolve().parent.parent / "runs" / "baselines"
+CROP_PIXELS = 4
+HERE = Path(__file__).resolve().parent
+BASELINES = HERE.parent / "runs" / "baselines"
+RESNET20_ARTIFACT = HERE / "artifacts" / "resnet20-baseline.tersor"
 
 ImageBatch = tuple[Tensor, Tensor]
+Weights = Mapping[str, Tensor] | Path
 
 
 def mnist_task(net: str, weights: Path, *, seed: int = 0, shifts: bool = True) -> tersor.Task:
@@ -40,6 +48,33 @@ def mnist_task(net: str, weights: Path, *, seed: int = 0, shifts: bool = True) -
         score=correct,
         example_inputs=(torch.zeros(1, 1, 28, 28),),
     )
+
+
+def cifar10_task(weights: Weights, *, seed: int = 0) -> tersor.Task:
+    """ResNet-20 on CIFAR-10, with crops of the image padded by 4 and mirror images (He et al. 2016, 4.2).
+
+    weights -- need not exist where only ``build`` is called (a file is evaluated).
+    """
+    images = cifar10()
+    batches = partial(Batches, mean=MEAN, std=STD)
+    return tersor.Task(
+        name="resnet20",
+        build=NETS["resnet20"],
+        weights=weights,
+        train=batches(images.train, BATCH_SIZE, seed=seed, shift=CROP_PIXELS, flip=True),
+        validation=batches(images.validation, 100),
+        test=batches(images.test, 100),
+        forward=forward,
+        loss=loss,
+        score=correct,
+        example_inputs=(torch.zeros(1, 3, 32, 32),),
+    )
+
+
+def net_task(net: str) -> tersor.Task:
+    """The task of any net on its data set, to evaluate files: its weights are not there."""
+    missing = Path("not-needed.pt")
+    return cifar10_task(missing) if net == "resnet20" else mnist_task(net, missing)
 
 
 def forward(model: nn.Module, batch: ImageBatch) -> Tensor:
@@ -83,6 +118,12 @@ def keras_net() -> tersor.Task:
 
 def convnet_87k() -> tersor.Task:
     return _seed_0("convnet_87k", shifts=False)
+
+
+def resnet20() -> tersor.Task:
+    if not RESNET20_ARTIFACT.exists():
+        raise tersor.TaskError(f"{RESNET20_ARTIFACT.name} is not there: make bench-resnet20 trains it")
+    return cifar10_task(tersor.load(RESNET20_ARTIFACT))
 
 
 def _seed_0(net: str, *, shifts: bool) -> tersor.Task:

@@ -54,6 +54,22 @@ def test_every_shift_within_the_bound_occurs_and_moves_the_image():
     ]
 
 
+def test_half_the_images_are_mirrored_in_all_channels_together():
+    pixels = torch.randint(
+        0, 256, (400, 3, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+    batches = data.Batches(data.Images(pixels, torch.arange(400)), 150, seed=0, flip=True, std=(1.0,) * 3,
+                           mean=(0.0,) * 3)  # fmt: skip
+    state = batches.generator.get_state()
+    x, y = (torch.cat(part) for part in zip(*batches, strict=True))
+    plain = pixels[y].float() / 255
+    as_it_is, mirrored = ((x - one).abs().amax((1, 2, 3)) < 1e-6 for one in (plain, plain.flip(-1)))
+    assert (as_it_is ^ mirrored).all()
+    assert 150 < mirrored.sum() < 250
+    batches.generator.set_state(state)
+    assert torch.equal(torch.cat([x for x, _ in batches]), x)
+
+
 @pytest.fixture
 def tiny_mnist(monkeypatch):
     """Files in the IDX layout, and their digests in place of the published ones."""
