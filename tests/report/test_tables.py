@@ -24,7 +24,8 @@ LEDGER = Ledger(
             "fc.weight", (30, 78), "float32", "codebook", "context", 32, {"codes": 900, "codebook": 128}
         ),
         LedgerRow("fc.[red]bias\x1b", (30,), "float32", "raw", "raw", 0, {"values": 120, "scales": 0}),
-        LedgerRow("(header)", (), "", "", "", 0, {"header": 52}),
+        LedgerRow("scale", (), "float32", "raw", "raw", 0, {"values": 4}),
+        LedgerRow("container", (), "", "container", "", 0, {"header": 48}),
     ),
     1200,
 )
@@ -58,7 +59,7 @@ def test_a_metric_without_samples_has_no_interval():
     score = Score(30.1, None, None, 0, "metric")
     nothing = comparison(-0.1, low=None, high=None, p_value=None, resolution=None, test="none")
     lines = as_lines(score_table(score, score, nothing, 10, 5))
-    assert lines[2].split() == ["baseline", "30.1000", "-", "0", "10", "B", "1.0x"]
+    assert lines[2].split() == ["baseline", "30.1000", "-", "-", "10", "B", "1.0x"]
     assert lines[4:] == ["  the artifact is better by 0.1000"]
 
 
@@ -66,6 +67,29 @@ def test_a_metric_without_samples_has_no_interval():
 def test_the_direction_of_the_drop(drop, word):
     score = Score(0.5, 0.4, 0.6, 10, "wilson")
     assert word in "\n".join(as_lines(score_table(score, score, comparison(drop), 10, 5)))
+
+
+@pytest.mark.parametrize(
+    ("drop", "low", "high", "words"),
+    [
+        (0.01, -0.02, 0.03, "worse by 0.0100; 95 % interval of the drop -0.0200 to 0.0300"),
+        (-0.01, -0.03, 0.02, "better by 0.0100; 95 % interval of the gain -0.0200 to 0.0300"),
+        (-0.01, -0.03, 0.0, "better by 0.0100; 95 % interval of the gain 0.0000 to 0.0300"),
+        (0.0, -0.03, 0.02, "scores the same; 95 % interval of the drop -0.0300 to 0.0200"),
+    ],
+)
+def test_the_interval_has_the_sign_of_what_it_stands_beside(drop, low, high, words):
+    score = Score(0.5, 0.4, 0.6, 10, "wilson")
+    notes = score_table(score, score, comparison(drop, low=low, high=high), 10, 5).notes
+    assert words in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("p", "words"), [(0.00002, "p < 0.001"), (0.0, "p < 0.001"), (0.001, "p = 0.0010"), (1.0, "p = 1.0000")]
+)
+def test_a_small_p_value_is_only_said_to_be_small(p, words):
+    score = Score(0.5, 0.4, 0.6, 10, "wilson")
+    assert score_table(score, score, comparison(0.1, p_value=p), 10, 5).notes[0].endswith(f"mcnemar, {words}")
 
 
 def test_layers_and_the_rest_are_the_whole_file():
@@ -78,10 +102,35 @@ def test_layers_and_the_rest_are_the_whole_file():
 
 def test_the_ledger_adds_up_by_row_and_by_part():
     table = ledger_table(LEDGER)
-    assert table.columns[6:] == ("codes", "codebook", "values", "header", "bytes")
-    assert table.total[6:] == ("900", "128", "120", "52", "1,200")
-    assert [row[-1] for row in table.rows] == ["1,028", "120", "52"]
+    assert table.columns[6:] == ("codes", "codebook", "raw values", "header", "bytes")
+    assert table.total[6:] == ("900", "128", "124", "48", "1,200")
+    assert [row[-1] for row in table.rows] == ["1,028", "120", "4", "48"]
     assert table.notes == ("1,200 B (1.2 kB) on disk",)
+
+
+def test_a_scalar_has_a_shape_and_what_is_no_tensor_has_none():
+    assert [row[1] for row in ledger_table(LEDGER).rows] == ["30x78", "30", "()", ""]
+
+
+def test_tables_say_zeros_and_values():
+    assert layer_table(LAYERS, LEDGER).columns[3:5] == ("zeros", "values")
+    assert ledger_table(LEDGER).columns[5] == "values"
+    assert "levels" not in "".join(layer_table(LAYERS, LEDGER).columns + ledger_table(LEDGER).columns)
+
+
+def test_tied_names_are_named():
+    aliases = {"head.[red]weight\x1b": "fc.weight"}
+    for table in (ledger_table(LEDGER, aliases), layer_table(LAYERS, LEDGER, aliases)):
+        assert table.notes[0] == "head.[red]weight\\x1b is tied to fc.weight"
+
+
+def test_what_is_kept_with_nan_is_a_warning():
+    assert layer_table(LAYERS, LEDGER, {}, {}).notes == ()
+    notes = layer_table(LAYERS, LEDGER, {}, {"fc.bias": 3}).notes
+    assert notes == ("warning: NaN or Inf, kept as they are: 3 in fc.bias",)
+    assert plan_table((), 12, 24, {"fc.bias": 3}).notes[1:] == notes
+    many = layer_table(LAYERS, LEDGER, {}, {f"mask{at}": 1024 for at in range(30)}).notes[0]
+    assert "1,024 in mask4 and in 25 more tensors" in many and "mask5" not in many
 
 
 def test_stages():

@@ -28,6 +28,15 @@ def format_number(value: float | None) -> str:
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 100 else f"{value:.6g}"
 
 
+def format_p_value(value: float) -> str:
+    """What follows "p": four decimals, down to where nobody needs more.
+
+    >>> format_p_value(0.03125), format_p_value(0.00002)
+    ('= 0.0312', '< 0.001')
+    """
+    return "< 0.001" if value < 0.001 else f"= {value:.4f}"
+
+
 def format_share(value: float) -> str:
     """A share in percent.
 

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from tersor.report.figures import format_bytes, format_number, format_shape, format_share, printable
+from tersor.report.figures import (
+    format_bytes,
+    format_number,
+    format_p_value,
+    format_shape,
+    format_share,
+    printable,
+)
 from tersor.report.model import ModelLayer
 from tersor.result import Comparison, LayerRecord, Ledger, Score, StageRecord
 
 Row = tuple[str, ...]
+
+NAMED = 5  # tensors that a warning names
 
 
 @dataclass(frozen=True)
@@ -87,8 +96,16 @@ def stage_table(stages: Sequence[StageRecord], dense_bytes: int) -> Table:
     return Table("after each step", columns, rows, left=3)
 
 
-def layer_table(layers: Sequence[LayerRecord], ledger: Ledger) -> Table:
-    """What was done to each tensor and what it costs; the last line is the whole file."""
+def layer_table(
+    layers: Sequence[LayerRecord],
+    ledger: Ledger,
+    aliases: Mapping[str, str] | None = None,
+    non_finite: Mapping[str, int] | None = None,
+) -> Table:
+    """What was done to each tensor and what it costs; the last line is the whole file.
+
+    Notes name the tensors that ``aliases`` (alias -> name) ties, and those with NaN or Inf in them.
+    """
     rows = [
         (
             printable(layer.name),
@@ -117,17 +134,18 @@ def layer_table(layers: Sequence[LayerRecord], ledger: Ledger) -> Table:
         "",
         _ratio(dense, ledger.file_bytes),
     )
-    columns = ("tensor", "shape", "steps", "zeros", "levels", "dense bytes", "bytes", "bits/weight", "ratio")
-    return Table("tensors", columns, tuple(rows), left=3, total=total)
+    columns = ("tensor", "shape", "steps", "zeros", "values", "dense bytes", "bytes", "bits/weight", "ratio")
+    notes = (*_tied_words(aliases or {}), *non_finite_words(non_finite or {}))
+    return Table("tensors", columns, tuple(rows), left=3, total=total, notes=notes)
 
 
-def ledger_table(ledger: Ledger) -> Table:
+def ledger_table(ledger: Ledger, aliases: Mapping[str, str] | None = None) -> Table:
     """Every byte of a file, by tensor and by part; the parts that no row has are left out."""
     parts = list(dict.fromkeys(part for row in ledger.rows for part, size in row.parts.items() if size))
     rows = tuple(
         (
             printable(row.name),
-            format_shape(row.shape) if row.form else "",
+            format_shape(row.shape) if row.dtype else "",  # what is no tensor has neither
             row.dtype,
             row.form,
             row.method,
@@ -139,12 +157,18 @@ def ledger_table(ledger: Ledger) -> Table:
     )
     sums = [sum(row.parts.get(part, 0) for row in ledger.rows) for part in parts]
     total = ("file", "", "", "", "", "", *(f"{size:,}" for size in sums), f"{sum(sums):,}")
-    columns = ("tensor", "shape", "dtype", "form", "method", "levels", *parts, "bytes")
-    note = f"{format_bytes(ledger.file_bytes)} on disk"
-    return Table("byte ledger", columns, rows, left=5, total=total, notes=(note,))
+    named = ("raw values" if part == "values" else part for part in parts)
+    columns = ("tensor", "shape", "dtype", "form", "method", "values", *named, "bytes")
+    notes = (*_tied_words(aliases or {}), f"{format_bytes(ledger.file_bytes)} on disk")
+    return Table("byte ledger", columns, rows, left=5, total=total, notes=notes)
 
 
-def plan_table(rows: Sequence[PlannedRow], predicted_bytes: int, dense_bytes: int) -> Table:
+def plan_table(
+    rows: Sequence[PlannedRow],
+    predicted_bytes: int,
+    dense_bytes: int,
+    non_finite: Mapping[str, int] | None = None,
+) -> Table:
     """What each rule would touch, what it would skip and why; the bytes are an estimate."""
     words = tuple(
         (
@@ -161,7 +185,7 @@ def plan_table(rows: Sequence[PlannedRow], predicted_bytes: int, dense_bytes: in
         f"{format_bytes(dense_bytes)}, {_ratio(dense_bytes, predicted_bytes)}"
     )
     columns = ("step", "tensor", "action", "detail", "predicted bytes")
-    return Table("plan", columns, words, left=4, notes=(note,))
+    return Table("plan", columns, words, left=4, notes=(note, *non_finite_words(non_finite or {})))
 
 
 def model_table(layers: Sequence[ModelLayer]) -> Table:
@@ -185,24 +209,41 @@ def model_table(layers: Sequence[ModelLayer]) -> Table:
     return Table("layers", columns, rows, left=3, total=total, notes=tied)
 
 
+def non_finite_words(counts: Mapping[str, int]) -> tuple[str, ...]:
+    """A warning for the NaN and Inf that are kept as they are, if there are any.
+
+    >>> non_finite_words({"norm.bias": 3})
+    ('warning: NaN or Inf, kept as they are: 3 in norm.bias',)
+    """
+    if not counts:
+        return ()
+    named = [f"{count:,} in {printable(name)}" for name, count in counts.items()]
+    more = f" and in {len(named) - NAMED} more tensors" if len(named) > NAMED else ""
+    return (f"warning: NaN or Inf, kept as they are: {', '.join(named[:NAMED])}{more}",)
+
+
+def _tied_words(aliases: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(printable(f"{alias} is tied to {name}") for alias, name in aliases.items())
+
+
 def _score_words(score: Score) -> Row:
     interval = "-"
     if score.low is not None and score.high is not None:
         interval = f"{format_number(score.low)} to {format_number(score.high)}"
-    return format_number(score.value), interval, f"{score.samples:,}"
+    return format_number(score.value), interval, f"{score.samples:,}" if score.samples else "-"
 
 
 def _comparison_words(comparison: Comparison) -> tuple[str, ...]:
-    way = "worse" if comparison.drop >= 0 else "better"
-    words = f"the artifact is {way} by {format_number(abs(comparison.drop))}"
+    better = comparison.drop < 0
+    words = f"the artifact is {'better' if better else 'worse'} by {format_number(abs(comparison.drop))}"
     if comparison.drop == 0:
         words = "the artifact scores the same"
     if comparison.low is not None and comparison.high is not None:
-        words += (
-            f"; 95 % interval of the drop {format_number(comparison.low)} to {format_number(comparison.high)}"
-        )
+        low, high = (0 - comparison.high, 0 - comparison.low) if better else (comparison.low, comparison.high)
+        what = "gain" if better else "drop"
+        words += f"; 95 % interval of the {what} {format_number(low)} to {format_number(high)}"
     if comparison.p_value is not None:
-        words += f"; {comparison.test}, p = {format_number(comparison.p_value)}"
+        words += f"; {comparison.test}, p {format_p_value(comparison.p_value)}"
     notes = [words]
     if comparison.resolution is not None:
         notes.append(f"a drop below {format_number(comparison.resolution)} cannot be told from none here")
