@@ -1,3 +1,4 @@
+import errno
 import json
 
 import numpy as np
@@ -6,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tersor.artifact.io import Reader, load, save
-from tersor.errors import FormatError, SpecError, TargetError, TensorError
+from tersor.errors import FormatError, SpecError, TargetError, TensorError, TersorError
 from tersor.pipeline.pack import pack, unpack
 from tersor.tensor.compressed import Affine, Codebook, Raw
 
@@ -272,3 +273,37 @@ def test_what_is_read_is_never_written_over(tmp_path):
     pack(path, packed)
     with pytest.raises(SpecError, match="name another file"):
         unpack(packed, packed)
+
+
+def test_one_pattern_need_not_be_a_tuple(tmp_path, source):
+    for one in ("layers.0.*", ["layers.0.*"]):
+        rows = rows_of(pack(source, tmp_path / "x", bits=2, include=one, exclude="*.bias"))
+        assert {name for name, row in rows.items() if row.action == "clustered"} == {"layers.0.fc.weight"}
+        assert rows["layers.0.fc.bias"].reason == "excluded by '*.bias'"
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_is_told_what_to_do_with_it(tmp_path, weights, legacy):
+    torch.save(weights, tmp_path / "m.pt", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(FormatError, match=r"m\.pt is a pickle.*safetensors\.torch\.save_file.*tersor\.save"):
+        pack(tmp_path / "m.pt", tmp_path / "x")
+
+
+def test_what_cannot_be_written_is_named_as_it_was_asked_for(tmp_path, source, monkeypatch):
+    pack(source, tmp_path / "good")
+    for work in (pack, unpack):
+        given = source if work is pack else tmp_path / "good"
+        with pytest.raises(TersorError, match=r"cannot write .*in\.safetensors/x: Not a directory"):
+            work(given, source / "x")
+
+    def read_only(path, missing_ok=False):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr("pathlib.Path.unlink", read_only)
+    with pytest.raises(TersorError, match=r"cannot write .*none/y: "):
+        pack(source, tmp_path / "none" / "y")
+
+
+def test_nan_that_is_kept_is_counted(tmp_path, source):
+    rows = rows_of(pack(source, tmp_path / "x", bits=3, exclude=("mask",)))
+    assert {name: row.non_finite for name, row in rows.items() if row.non_finite} == {"mask": 16}

@@ -21,8 +21,8 @@ _OUT = click.Path(dir_okay=False, path_type=Path)
 @click.command()
 @click.argument("source", metavar="IN.safetensors", type=_IN)
 @click.option("-o", "--out", type=_OUT, required=True, help="The .tersor file to write.")
-@click.option("--bits", type=click.IntRange(1, 16), help="At most 2^N levels a tensor.")
-@click.option("--clusters", type=click.IntRange(1, 65536), help="At most K levels a tensor.")
+@click.option("--bits", type=click.IntRange(1, 16), help="At most 2^N values a tensor.")
+@click.option("--clusters", type=click.IntRange(1, 65536), help="At most K values a tensor.")
 @click.option("--max-error", type=click.FloatRange(0, min_open=True), help="No weight further off than E.")
 @click.option("--lossless", is_flag=True, help="Every bit comes back; so without the three.")
 @click.option("--include", multiple=True, metavar="PATTERN",
@@ -53,7 +53,7 @@ def pack(source: Path, out: Path, as_json: bool, **options: Any) -> None:
 
 
 def _table(report: PackReport) -> Table:
-    from tersor.report import Table, format_number, format_shape, printable
+    from tersor.report import Table, format_number, format_shape, non_finite_words, printable
 
     sizes = {row.name: row.size_bytes for row in report.ledger.rows}
     rows = tuple(
@@ -70,7 +70,8 @@ def _table(report: PackReport) -> Table:
         for row in report.rows
     )
     columns = ("tensor", "shape", "dtype", "action", "relative error", "max error", "source bytes", "bytes")
-    return Table("packed", columns, rows, left=4)
+    counts = {row.name: row.non_finite for row in report.rows if row.non_finite}
+    return Table("packed", columns, rows, left=4, notes=non_finite_words(counts))
 
 
 @click.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -13,6 +13,7 @@ import torch
 
 from tersor.artifact.io import Reader, write
 from tersor.artifact.words import torch_dtype
+from tersor.artifact.writer import disk_errors
 from tersor.errors import FormatError, SpecError, TargetError, did_you_mean, in_context
 from tersor.patterns import matches
 from tersor.pipeline.checkpoint import Checkpoint, TensorInfo, open_checkpoint, write_checkpoint
@@ -23,6 +24,7 @@ from tersor.tensor.affine import bounded_grid
 from tersor.tensor.cluster import cluster_tensor
 from tersor.tensor.compressed import CompressedTensor, raw
 from tersor.tensor.deviation import deviation
+from tersor.tensor.finite import count_non_finite
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _ATTACHMENT = "safetensors.metadata"
@@ -34,6 +36,7 @@ class PackRow:
     """What was done to one tensor; errors compare its decoded weights with the source's.
 
     relative_error -- norm of the difference over norm of the weights; ``max_error`` is max |w - q|.
+    non_finite -- how many NaN and Inf it holds; kept as they are, since it is kept losslessly.
     """
 
     name: str
@@ -45,6 +48,7 @@ class PackRow:
     max_error: float
     source_bytes: int
     seconds: float
+    non_finite: int
 
 
 @dataclass(frozen=True)
@@ -66,14 +70,14 @@ class _Choice:
 
 
 class PackOptions(TypedDict, total=False):
-    """What :func:`pack` compresses: one amount, and the patterns of the tensors that it is for."""
+    """What :func:`pack` compresses: one amount, and the patterns (or one) of the tensors that it is for."""
 
     bits: int | None
     clusters: int | None
     max_error: float | None
     lossless: bool
-    include: tuple[str, ...]
-    exclude: tuple[str, ...]
+    include: str | Sequence[str]
+    exclude: str | Sequence[str]
 
 
 def pack(
@@ -98,10 +102,10 @@ def pack(
     """
     started = perf_counter()
     plan = _plan(options)
-    include, exclude = tuple(options.get("include", ())), tuple(options.get("exclude", ()))
+    include, exclude = _patterns(options.get("include", ())), _patterns(options.get("exclude", ()))
     if plan is None and (include or exclude):
         raise SpecError("include and exclude choose what to compress; a lossless pack compresses nothing")
-    checkpoint = open_checkpoint(Path(source))
+    checkpoint = _open(Path(source))
     _check_apart(Path(out), [Path(source), *checkpoint.files.values()])
     choices = _choices(list(checkpoint.files), include, exclude)
     rows: list[PackRow] = []
@@ -116,7 +120,8 @@ def pack(
 
     metadata = dict(checkpoint.metadata)
     attachments = {} if metadata == _USUAL else {_ATTACHMENT: _print_metadata(metadata)}
-    ledger = write(out, tensors(), attachments=attachments, speed=speed)
+    with disk_errors(Path(out)):
+        ledger = write(out, tensors(), attachments=attachments, speed=speed)
     progress("pack", len(rows), len(rows))
     return PackReport(ledger, checkpoint.size_bytes, tuple(rows), perf_counter() - started)
 
@@ -141,9 +146,30 @@ def unpack(source: str | Path, out: str | Path, *, progress: Progress = silent) 
             done += 1
             return reader.read(name).decode()
 
-        size = write_checkpoint(Path(out), infos.values(), read, metadata=metadata)
+        with disk_errors(Path(out)):
+            size = write_checkpoint(Path(out), infos.values(), read, metadata=metadata)
         progress("unpack", done, len(infos))
         return size
+
+
+def _open(source: Path) -> Checkpoint:
+    """The checkpoint; for a pickle, what to do with it."""
+    try:
+        return open_checkpoint(source)
+    except FormatError as error:
+        with source.open("rb") as file:
+            head = file.read(4)
+        if source.suffix in (".safetensors", ".json") or not head.startswith((b"PK\x03\x04", b"\x80")):
+            raise
+        raise FormatError(
+            f"{source} is a pickle, as torch.save writes it; pack takes a safetensors file. Load it with "
+            "torch.load(..., weights_only=True), then write the state_dict with safetensors.torch.save_file, "
+            "or with tersor.save, which is lossless"
+        ) from error
+
+
+def _patterns(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _check_apart(out: Path, sources: Iterable[Path]) -> None:
@@ -212,7 +238,8 @@ def _pack_one(
     action: Literal["clustered", "grid", "lossless"] = "clustered" if isinstance(plan, Cluster) else "grid"
     row = PackRow(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."),
                   "lossless" if compressed is None else action, reason, relative, worst,
-                  tensor.numel() * tensor.element_size(), perf_counter() - started)  # fmt: skip
+                  tensor.numel() * tensor.element_size(), perf_counter() - started,
+                  0 if compressed else count_non_finite(tensor))  # fmt: skip
     return compressed or raw(tensor), row
 
 
