@@ -75,3 +75,19 @@ class Task:
                     f"task {self.name!r}: {name} is an iterator, which runs dry after one pass; "
                     "give a DataLoader or a list"
                 )
+
+
+def check_is_task(task: object) -> None:
+    """Raise :class:`TaskError` for what is no :class:`Task`, most often the function that makes one.
+
+    >>> def make(): ...
+    >>> check_is_task(make)
+    Traceback (most recent call last):
+    tersor.errors.TaskError: make is a function, not a tersor.Task: call it, make()
+    """
+    if isinstance(task, Task):
+        return
+    if callable(task):
+        name = getattr(task, "__name__", type(task).__name__)
+        raise TaskError(f"{name} is a function, not a tersor.Task: call it, {name}()")
+    raise TaskError(f"a tersor.Task is needed, not a {type(task).__name__}")

@@ -119,6 +119,7 @@ def test_a_file_in_the_place_of_the_folder(compress, tmp_path, capsys):
         (["-r", "cluster", "--device", "quantum"], 2, "'quantum' is not usable here"),
         (["-r", "cluster", "--seed", "-1"], 2, "--seed"),
         (["-r", "cluster", "--asked-drop", "-1"], 2, "--asked-drop"),
+        (["-r", "cluster", "--asked-drop", "nan"], 2, "asked_drop is nan"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_written(
@@ -181,6 +182,29 @@ def test_a_dry_run_takes_the_seed(compress, monkeypatch):
     assert seen == {"seed": 7}
 
 
+def test_warnings_and_tied_names_reach_people(compress, task_file, tmp_path, capfd):
+    text = task_file.read_text().replace("weights=model.state_dict()", "weights=model.state_dict() | BAD")
+    text = text.replace("nn.Linear(16, 4))", "nn.Linear(16, 4), Tied())")
+    task_file.write_text(text + """
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Parameter(torch.zeros(2))
+        self.other = self.one
+    def forward(self, x):
+        return x
+BAD = dict.fromkeys(("3.one", "3.other"), torch.full((2,), float("nan")))
+""")  # fmt: skip
+    assert compress("-r", "cluster", "--dry-run") == 0
+    warning = "warning: NaN or Inf, kept as they are: 2 in 3.one"
+    assert warning in capfd.readouterr().err
+    assert compress("-r", "cluster") == 0
+    err = capfd.readouterr().err
+    assert warning in err and "3.other is tied to 3.one" in err
+    assert run(["inspect", str(tmp_path / "out" / "model.tersor")]) == 0
+    assert "3.other is tied to 3.one" in capfd.readouterr().err
+
+
 def test_stages_are_kept_when_asked(compress, tmp_path):
     assert compress("-r", "cluster", "--keep-stages") == 0
     assert [one.suffix for one in (tmp_path / "out" / "stages").iterdir()].count(".tersor") == 2
@@ -217,7 +241,9 @@ def test_ctrl_c_leaves_the_last_good_files(compress, task_file, tmp_path):
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=30)
     assert running.returncode == 130, err
-    assert out == "" and err.splitlines()[-1].startswith("interrupted") and "Traceback" not in err
+    last = err.splitlines()[-1]
+    assert out == "" and last.startswith("interrupted") and "Traceback" not in err
+    assert "give the same command again to go on from where it stopped" in last
     assert {name: (tmp_path / "out" / name).read_bytes() for name in before} == before
     assert compress("-r", "cluster") == 0
 

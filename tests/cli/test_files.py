@@ -112,6 +112,27 @@ def test_pack_with_loss(checkpoint, tmp_path, capfd, flags, levels):
     assert seen["size_bytes"] < checkpoint.stat().st_size / 3
 
 
+def test_nan_that_is_kept_is_a_warning(tmp_path, capfd):
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.full((3,), float("nan"))}, tmp_path / "a.safetensors")
+    assert (
+        run(["pack", str(tmp_path / "a.safetensors"), "-o", str(tmp_path / "a.tersor"), "--bits", "2"]) == 0
+    )
+    assert "warning: NaN or Inf, kept as they are: 3 in a" in capfd.readouterr().err
+
+
+def test_a_metric_names_no_samples(task_file, tmp_path, capfd):
+    text = task_file.read_text().replace("score=right", "metric=lambda model, loader: 0.5")
+    task_file.write_text(text)
+    reference = f"{task_file}:make"
+    assert run(["compress", reference, "-r", "cluster", "-o", str(tmp_path / "out")]) == 0
+    assert run(["evaluate", reference, str(tmp_path / "out" / "model.tersor")]) == 0
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith("score 0.5000, ") and "samples" not in last
+
+
 def test_patterns_choose(checkpoint, tmp_path, capfd):
     seen = data(capfd, "pack", checkpoint, "-o", tmp_path / "a.tersor", "--bits", 2, "--exclude", "fc.*")
     assert {row["action"] for row in seen["rows"]} == {"lossless"}

@@ -228,8 +228,9 @@ def test_no_sample_tells_a_drop_of_nothing():
     values = np.random.default_rng(1).normal(size=50)
     found = compare(scored(values), scored(values**3), higher_is_better=True, asked_drop=0.0)
     assert "cannot tell a drop of 0 from none" in found.note and "would" not in found.note
-    with pytest.raises(SpecError, match=r"asked_drop is -0\.1"):
-        compare(scored(values), scored(values), higher_is_better=True, asked_drop=-0.1)
+    for wrong in (-0.1, float("nan"), float("inf"), "0.1"):
+        with pytest.raises(SpecError, match=rf"asked_drop is {wrong!r}"):
+            compare(scored(values), scored(values), higher_is_better=True, asked_drop=wrong)
 
 
 def test_the_same_answers_twice_are_no_difference():

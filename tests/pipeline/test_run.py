@@ -1,6 +1,8 @@
+import itertools
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -9,6 +11,7 @@ import tersor
 from tersor.artifact.writer import write
 from tersor.pipeline import result as result_module
 from tersor.pipeline import run as run_module
+from tersor.pipeline import stages as stages_module
 
 
 def test_the_score_is_that_of_the_file(task, recipe, tmp_path):
@@ -259,6 +262,109 @@ def test_a_folder_that_is_a_file(task, tmp_path):
     with pytest.raises(tersor.TersorError, match="cannot work in"):
         tersor.compress(task, "cluster", out=tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_kept_stage_is_of_this_run(task, recipe, tmp_path):
+    tersor.compress(task, recipe, out=tmp_path, keep_stages=True)
+    (tmp_path / "stages" / "notes.txt").write_text("mine")
+    result = tersor.compress(task, "cluster", out=tmp_path, keep_stages=True)
+    kept = {path.name: path for path in (tmp_path / "stages").iterdir()}
+    assert set(kept) == {"0-cluster.tersor", "1-code.tersor", "notes.txt"}
+    assert kept["1-code.tersor"].read_bytes() == result.path.read_bytes()
+
+
+def test_the_seconds_of_an_interrupted_part_count(task, recipe, tmp_path, monkeypatch):
+    clock = itertools.count(0, 10)
+    monkeypatch.setattr(stages_module, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(run_module, "perf_counter", lambda: 0.0)
+    whole = tersor.compress(task, recipe, out=tmp_path / "whole")
+    assert [stage.seconds for stage in whole.stages] == [10.0] * 4 and whole.seconds == 0
+    for stop in (1, 2, 4):  # twice in the first step, then in the second
+        with pytest.raises(KeyboardInterrupt):
+            tersor.compress(task, recipe, out=tmp_path / "broken", progress=_stop_at(stop))
+    broken = tersor.compress(task, recipe, out=tmp_path / "broken")
+    assert [stage.seconds for stage in broken.stages] == [30.0, 20.0, 10.0, 10.0]
+    assert broken.seconds == 30 + 10
+    assert broken.path.read_bytes() == whole.path.read_bytes()
+
+
+def _fail(*arguments):
+    raise AssertionError("worked before it looked")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"asked_drop": float("nan")}, tersor.SpecError, "asked_drop is nan"),
+        ({"asked_drop": -0.1}, tersor.SpecError, "asked_drop is -0.1"),
+        ({"seed": -1}, tersor.SpecError, "seed is -1: it has to be a whole number"),
+        ({"seed": 1.5}, tersor.SpecError, "seed is 1.5"),
+        ({"device": "quantum"}, tersor.SpecError, "device 'quantum' is not usable here: "),
+        ({"device": "meta"}, tersor.SpecError, "device 'meta' is not usable here: "),
+        ({"recipe": tersor.Cluster(bits=4)}, tersor.SpecError, r"Recipe\(steps=\(Cluster\("),
+    ],
+)
+def test_arguments_are_checked_before_any_work(task, recipe, tmp_path, arguments, error, message):
+    lazy = replace(task, build=_fail)
+    with pytest.raises(error, match=message):
+        tersor.compress(lazy, **{"recipe": recipe, "out": tmp_path / "out"} | arguments)
+    assert not (tmp_path / "out").exists()
+    if "seed" in arguments:
+        with pytest.raises(error, match=message):
+            tersor.plan(lazy, recipe, **arguments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_a_gpu_that_is_not_there(task, tmp_path):
+    for call in (lambda: tersor.compress(task, "cluster", device="cuda"),
+                 lambda: tersor.evaluate(task, tmp_path, device="cuda")):  # fmt: skip
+        with pytest.raises(tersor.SpecError, match="device 'cuda' is not usable here"):
+            call()
+
+
+def test_a_seed_of_numpy_is_a_seed(task, tmp_path):
+    files = [tersor.compress(task, "cluster", out=tmp_path / f"{at}", seed=seed).path.read_bytes()
+             for at, seed in enumerate((3, np.int64(3)))]  # fmt: skip
+    assert files[0] == files[1]
+
+
+def test_a_function_in_the_place_of_a_task(task, tmp_path):
+    def make():
+        return task
+
+    for call in (tersor.compress, tersor.plan, lambda made: tersor.evaluate(made, tmp_path)):
+        with pytest.raises(
+            tersor.TaskError, match=r"make is a function, not a tersor.Task: call it, make\(\)"
+        ):
+            call(make)
+    with pytest.raises(tersor.TaskError, match="not a str"):
+        tersor.compress("task.py:make")
+
+
+@pytest.mark.parametrize("name", ["model.tersor", "result.json", "recipe.yaml"])
+def test_a_folder_in_the_place_of_a_result_is_told_before_any_work(task, recipe, tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(tersor.TersorError, match=rf"{name}: it is a folder"):
+        tersor.compress(replace(task, loss=_fail), recipe, out=tmp_path)
+    assert [one.name for one in tmp_path.iterdir()] == [name]
+
+
+def test_nan_in_what_no_step_compresses_is_counted(task, recipe, tmp_path):
+    weights = {name: one.clone() for name, one in task.weights.items()}
+    weights["1.running_mean"][1:3] = float("nan")
+    weights["6.bias"][0] = float("-inf")
+    wrong = replace(task, weights=weights)
+    expected = {"1.running_mean": 2, "6.bias": 1}
+    assert tersor.plan(wrong, "cluster").non_finite == expected
+    assert tersor.compress(wrong, "cluster", out=tmp_path).non_finite == expected
+    assert json.loads((tmp_path / "result.json").read_text())["non_finite"] == expected
+    assert tersor.compress(task, recipe).non_finite == {}
+
+
+def test_tied_names_are_in_the_result(tied_task, tmp_path):
+    result = tersor.compress(tied_task, "cluster", out=tmp_path)
+    assert result.aliases == {"outward.weight": "inward.weight"}
+    assert json.loads((tmp_path / "result.json").read_text())["aliases"] == result.aliases
 
 
 def test_progress_names_the_step_that_trains_and_what_is_evaluated(task, recipe):

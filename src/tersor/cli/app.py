@@ -57,7 +57,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt) as error:
         if isinstance(error.__cause__, EOFError):  # click takes it for Ctrl-D; nothing here asks for input
             raise error.__cause__ from None
-        click.echo("interrupted: files that were finished before are as they were", err=True)
+        advice = f"; {why}" if (why := str(error.__cause__ or error)) else ""
+        click.echo(f"interrupted: files that were finished before are as they were{advice}", err=True)
         return INTERRUPTED
     except TersorError as error:
         _tell(str(error))

@@ -45,7 +45,10 @@ def compress(task: str, recipe: str, out: Path, sets: tuple[str, ...], as_json: 
     with console.json_alone(as_json) as emit:
         chosen = apply_sets(load_recipe(recipe), sets)
         if not dry_run:
+            from tersor.pipeline.load import check_device
+
             _check_out(out)
+            check_device(options["device"])
         from tersor.cli.task_ref import load_task
 
         loaded = load_task(task)
@@ -56,12 +59,14 @@ def _compress(task: Task, recipe: Recipe, out: Path, **options: Any) -> dict[str
     import tersor
     from tersor.report import format_bytes, layer_table, score_table, stage_table
 
-    _check_device(options["device"])
-    with console.progress() as progress:
-        result = tersor.compress(task, recipe, out=out, progress=progress, **options)
+    try:
+        with console.progress() as progress:
+            result = tersor.compress(task, recipe, out=out, progress=progress, **options)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("give the same command again to go on from where it stopped") from None
     console.show(
         stage_table(result.stages, result.dense_bytes),
-        layer_table(result.layers, result.ledger),
+        layer_table(result.layers, result.ledger, result.aliases, result.non_finite),
         score_table(
             result.baseline, result.artifact, result.comparison, result.dense_bytes, result.size_bytes
         ),
@@ -76,7 +81,7 @@ def _plan(task: Task, recipe: Recipe, seed: int) -> dict[str, Any]:
     from tersor.report import plan_table
 
     plan = tersor.plan(task, recipe, seed=seed)
-    console.show(plan_table(plan.rows, plan.predicted_bytes, plan.dense_bytes))
+    console.show(plan_table(plan.rows, plan.predicted_bytes, plan.dense_bytes, plan.non_finite))
     return asdict(plan)
 
 
@@ -90,13 +95,3 @@ def _check_out(out: Path) -> None:
             f"{', ...' if len(foreign) > 3 else ''}): name a new or an empty folder",
             param_hint="'--out'",
         )
-
-
-def _check_device(name: str) -> None:
-    import torch
-
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = next(iter(str(error).splitlines()), "")
-        raise click.BadParameter(f"{name!r} is not usable here: {reason}", param_hint="'--device'") from None

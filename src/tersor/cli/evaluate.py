@@ -26,9 +26,8 @@ def evaluate(task: str, file: Path, as_json: bool) -> None:
         interval = ""
         if score.low is not None and score.high is not None:
             interval = f" (95 %: {format_number(score.low)} to {format_number(score.high)})"
-        console.say(
-            f"score {format_number(score.value)}{interval} on {score.samples:,} samples, {format_bytes(size)}"
-        )
+        samples = f" on {score.samples:,} samples" if score.samples else ""
+        console.say(f"score {format_number(score.value)}{interval}{samples}, {format_bytes(size)}")
         emit(
             {
                 "file": str(file),

@@ -36,7 +36,7 @@ def _file(path: Path) -> dict[str, Any]:
     with Reader(path) as reader:
         ledger = reader.ledger()
         aliases = dict(reader.aliases)
-    console.show(ledger_table(ledger))
+    console.show(ledger_table(ledger, aliases))
     rows = [asdict(row) | {"size_bytes": row.size_bytes} for row in ledger.rows]
     return {"file": str(path), "size_bytes": ledger.file_bytes, "aliases": aliases, "rows": rows}
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from itertools import chain
-from math import isfinite
+from math import inf, isfinite
+from numbers import Real
 from typing import Any
 from zlib import crc32
 
@@ -103,8 +104,7 @@ def compare(
     differences. No test is made (``test="none"``, and ``note`` says why) for metrics, and where the two
     passes over the loader did not give the same samples in the same order.
     """
-    if asked_drop is not None and not asked_drop >= 0:
-        raise SpecError(f"asked_drop is {asked_drop}: it has to be 0 or more")
+    check_asked_drop(asked_drop)
     sign = 1.0 if higher_is_better else -1.0
     drop = sign * (baseline.value - artifact.value)
     before, after = baseline.per_sample, artifact.per_sample
@@ -118,6 +118,12 @@ def compare(
     if _is_binary(before) and _is_binary(after):
         return _compare_binary(sign * (before - after), asked_drop)
     return _compare_means(sign * (before - after), asked_drop)
+
+
+def check_asked_drop(asked_drop: float | None) -> None:
+    """Raise :class:`SpecError` for a drop that nobody can ask for."""
+    if asked_drop is not None and not (isinstance(asked_drop, Real) and 0 <= asked_drop < inf):
+        raise SpecError(f"asked_drop is {asked_drop!r}: it has to be a finite number, 0 or more")
 
 
 def to_device(batch: Batch, device: str) -> Batch:

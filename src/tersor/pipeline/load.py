@@ -11,12 +11,12 @@ from torch import nn
 
 from tersor.artifact.io import Reader
 from tersor.artifact.io import load as load_tensors
-from tersor.errors import in_context
+from tersor.errors import SpecError, in_context
 from tersor.measure.quality import evaluate_model
 from tersor.model.restore import fresh_model, restore_
 from tersor.progress import Progress, silent
 from tersor.result import Score
-from tersor.task import Batch, Task
+from tersor.task import Batch, Task, check_is_task
 from tersor.tensor.compressed import CompressedTensor
 
 
@@ -67,9 +67,21 @@ def evaluate(
 ) -> Score:
     """The score of a ``.tersor`` file in a fresh model, on ``loader`` (default: the task's test data).
 
-    Raises as :func:`load` does, and :class:`TaskError` where the outputs do not fit the score.
+    Raises as :func:`load` does, :class:`TaskError` where the outputs do not fit the score, and
+    :class:`SpecError` for a device that is not there.
     """
+    check_is_task(task)
+    check_device(device)
     model = load(path, fresh_model(task)).to(device)
     return evaluate_model(
         model, task, task.test if loader is None else loader, device=device, progress=progress
     )
+
+
+def check_device(device: str) -> None:
+    """Raise :class:`SpecError` for a device that this machine, or this build of torch, cannot compute on."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise SpecError(f"device {device!r} is not usable here: {reason}") from error

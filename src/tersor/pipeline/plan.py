@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +12,7 @@ from tersor.artifact.io import write
 from tersor.measure.size import dense_bytes
 from tersor.model.attach import collect
 from tersor.model.restore import trained_model
-from tersor.pipeline.run import check_task, file_speed, model_before, step_seed
+from tersor.pipeline.run import check_seed, check_task, file_speed, model_before, non_finite, step_seed
 from tersor.pipeline.steps import Context, apply_step, without_training
 from tersor.recipe.load import load_recipe
 from tersor.spec import Recipe, Train
@@ -35,13 +36,17 @@ class PlanRow:
 
 @dataclass(frozen=True)
 class Plan:
-    """A dry run: the rows in order, and the bytes of the file if no weight moved in training."""
+    """A dry run: the rows in order, and the bytes of the file if no weight moved in training.
+
+    non_finite -- how many NaN and Inf a tensor holds that has any and that would be kept as it is.
+    """
 
     task: str
     recipe: str
     rows: tuple[PlanRow, ...]
     predicted_bytes: int
     dense_bytes: int
+    non_finite: Mapping[str, int]
 
 
 def plan(task: Task, recipe: Recipe | str | Path = "deep-compression", *, seed: int = 0) -> Plan:
@@ -51,6 +56,7 @@ def plan(task: Task, recipe: Recipe | str | Path = "deep-compression", *, seed: 
     raise before it trains.
     """
     wanted = load_recipe(recipe)
+    seed = check_seed(seed)
     check_task(task, wanted)
     original = trained_model(task)
     collected = collect(original)
@@ -77,4 +83,11 @@ def plan(task: Task, recipe: Recipe | str | Path = "deep-compression", *, seed: 
                 )
                 for one in touched
             ]
-    return Plan(task.name, wanted.name, tuple(rows), ledger.file_bytes, dense_bytes(original))
+    return Plan(
+        task.name,
+        wanted.name,
+        tuple(rows),
+        ledger.file_bytes,
+        dense_bytes(original),
+        non_finite(collected),
+    )

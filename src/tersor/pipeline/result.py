@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from shutil import copyfile
 from typing import Any
 
 from tersor.artifact.writer import disk_errors, replacing
+from tersor.errors import TersorError
 from tersor.recipe import dump_recipe, recipe_to_dict
 from tersor.result import Comparison, LayerRecord, Ledger, Score, StageRecord
 from tersor.spec import Recipe
@@ -25,6 +27,9 @@ class Result:
     dense_bytes -- every parameter and buffer of the trained model, uncompressed, tied weights once.
     stages -- after each step: the bytes of the model as a file, and its validation score.
     layers -- one record for each tensor of the file, in its order.
+    aliases -- further name -> name of the tensor that it is tied to.
+    non_finite -- how many NaN and Inf a tensor holds that has any: not compressed, it is kept as it is.
+    seconds -- those of an earlier run that this one went on from included, unless it was killed.
     """
 
     task: str
@@ -37,6 +42,8 @@ class Result:
     dense_bytes: int
     stages: tuple[StageRecord, ...]
     layers: tuple[LayerRecord, ...]
+    aliases: Mapping[str, str]
+    non_finite: Mapping[str, int]
     seconds: float
     path: Path
 
@@ -63,6 +70,8 @@ class Result:
             "comparison": _plain(self.comparison),
             "stages": [asdict(stage) for stage in self.stages],
             "layers": [_plain(layer) for layer in self.layers],
+            "aliases": dict(self.aliases),
+            "non_finite": dict(self.non_finite),
             "ledger": [_plain(row) | {"size_bytes": row.size_bytes} for row in self.ledger.rows],
             "seconds": self.seconds,
             "recipe": recipe_to_dict(self.recipe),
@@ -91,6 +100,13 @@ class Result:
                 with disk_errors(folder / ARTIFACT):
                     copyfile(self.path, partial)
         return folder
+
+
+def check_folder(folder: Path) -> None:
+    """Raise :class:`TersorError`, before any work, where a folder stands in the place of a result's file."""
+    for path in (folder / ARTIFACT, folder / REPORT, folder / RECIPE):
+        if path.is_dir():
+            raise TersorError(f"cannot write {path}: it is a folder; move it away, or name another folder")
 
 
 def _plain(record: Any) -> dict[str, Any]:

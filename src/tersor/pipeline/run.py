@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -19,20 +20,22 @@ import numpy as np
 from torch import nn
 
 from tersor.artifact.io import Reader, write
-from tersor.errors import TaskError
-from tersor.measure.quality import compare, evaluate_model
+from tersor.errors import SpecError, TaskError
+from tersor.measure.quality import check_asked_drop, compare, evaluate_model
 from tersor.measure.size import dense_bytes
 from tersor.model.attach import Collected, attach_collected_, collect
 from tersor.model.restore import trained_model
-from tersor.pipeline.load import evaluate
-from tersor.pipeline.result import ARTIFACT, Result
+from tersor.pipeline.load import check_device, evaluate
+from tersor.pipeline.result import ARTIFACT, Result, check_folder
 from tersor.pipeline.stages import Stage, StageStore
 from tersor.pipeline.steps import Context, apply_step
 from tersor.progress import Progress, inside, silent
 from tersor.recipe.load import load_recipe
 from tersor.result import LayerRecord, Ledger, StageRecord
 from tersor.spec import Cluster, Code, Recipe, Speed, Train
-from tersor.task import Task
+from tersor.task import Task, check_is_task
+from tersor.tensor.compressed import Raw
+from tersor.tensor.finite import count_non_finite
 from tersor.train.randomness import Randomness
 
 
@@ -58,11 +61,17 @@ def compress(
         they are too few for it, ``result.comparison.note`` says so, and how many would do.
 
     Nothing that was passed in changes. Same seed, same bytes (on the same machine, versions and threads).
+    NaN and Inf are refused in what is compressed, and kept and counted in what is not.
     Raises :class:`SpecError`, :class:`TaskError` or :class:`TensorError` for what cannot be done, and
     :class:`VerificationError` if the file does not give back the model; ``out`` is then as it was.
     """
     plan = load_recipe(recipe)
+    seed = check_seed(seed)
+    check_asked_drop(asked_drop)
+    check_device(device)
     check_task(task, plan, device)
+    if out is not None:
+        check_folder(Path(out))
     context = Context(task, seed, device, None, progress)
     folder = Path(mkdtemp(prefix="tersor-") if out is None else out)
     try:
@@ -102,13 +111,16 @@ def _compress(store: StageStore, recipe: Recipe, context: Context, asked_drop: f
         dense_bytes=dense_bytes(original),
         stages=tuple(stage.record for stage in store.stages),
         layers=_layers(collected, ledger, store.stages),
-        seconds=perf_counter() - started,
+        aliases=collected.aliases,
+        non_finite=non_finite(collected),
+        seconds=store.earlier_seconds + perf_counter() - started,
         path=path,
     )
 
 
 def check_task(task: Task, recipe: Recipe, device: str = "cpu") -> None:
     """Try the score on one batch, and see that what the recipe trains with is there, before any work."""
+    check_is_task(task)
     trains = [step for step in recipe.steps if isinstance(step, Train) or getattr(step, "train", None)]
     for name in ("loss", "train"):
         if trains and getattr(task, name) is None:
@@ -125,24 +137,24 @@ def _run_steps(recipe: Recipe, store: StageStore, context: Context) -> Collected
         if index < len(store.stages):
             context.progress(step.name, 1, 1, "done by an earlier run")
             continue
-        started = perf_counter()
         path = store.path(index, step.name)
-        model = model_before(context.task, collected, recipe, index)
-        inner = replace(
-            context, seed=step_seed(context.seed, index), checkpoint=path.with_suffix(".checkpoint")
-        )
-        touched = apply_step(model.to(context.device), step, inner)
-        collected = collect(model)
-        speed = step.speed if isinstance(step, Code) else "fast"
-        ledger = write(path, collected.tensors.items(), aliases=collected.aliases, speed=speed)
-        record = StageRecord(
-            step=step.name,
-            kind=step.kind,
-            size_bytes=ledger.file_bytes,
-            validation=_validation_score(context, path),
-            seconds=perf_counter() - started,
-            touched=tuple(touched),
-        )
+        with store.timing(path) as seconds:
+            model = model_before(context.task, collected, recipe, index)
+            inner = replace(
+                context, seed=step_seed(context.seed, index), checkpoint=path.with_suffix(".checkpoint")
+            )
+            touched = apply_step(model.to(context.device), step, inner)
+            collected = collect(model)
+            speed = step.speed if isinstance(step, Code) else "fast"
+            ledger = write(path, collected.tensors.items(), aliases=collected.aliases, speed=speed)
+            record = StageRecord(
+                step=step.name,
+                kind=step.kind,
+                size_bytes=ledger.file_bytes,
+                validation=_validation_score(context, path),
+                seconds=seconds(),
+                touched=tuple(touched),
+            )
         store.add(Stage(path, record))
     return collected
 
@@ -161,6 +173,20 @@ def model_before(task: Task, collected: Collected, recipe: Recipe, index: int) -
     before = [step.update for step in recipe.steps[:index] if isinstance(step, Cluster)]
     attach_collected_(model, collected, update=before[-1] if before else "gradient")
     return model
+
+
+def check_seed(seed: int) -> int:
+    """The seed as a plain integer; :class:`SpecError` for what is none, or negative."""
+    if not isinstance(seed, Integral) or seed < 0:
+        raise SpecError(f"seed is {seed!r}: it has to be a whole number, 0 or more")
+    return int(seed)
+
+
+def non_finite(collected: Collected) -> dict[str, int]:
+    """How many NaN and Inf each tensor holds that has any; a compressed one has none."""
+    raws = {name: one for name, one in collected.tensors.items() if isinstance(one.form, Raw)}
+    found = {name: count_non_finite(one.decode()) for name, one in raws.items()}
+    return {name: count for name, count in found.items() if count}
 
 
 def step_seed(seed: int, index: int) -> int:

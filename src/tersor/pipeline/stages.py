@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sized
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -38,6 +40,7 @@ class StageStore:
 
     folder: Path
     stages: list[Stage] = field(default_factory=list)
+    earlier_seconds: float = 0.0  # of the stages and parts of stages that an interrupted run left
 
     @classmethod
     def open(cls, folder: Path, task: Task, recipe: Recipe, seed: int, device: str) -> StageStore:
@@ -60,6 +63,7 @@ class StageStore:
             if not note.exists():
                 break
             store.stages.append(_read(store.path(index, step.name), note))
+        store.earlier_seconds = sum(stage.record.seconds for stage in store.stages)
         return store
 
     @property
@@ -72,22 +76,52 @@ class StageStore:
         word = name if name.replace("-", "").replace("_", "").isalnum() else "step"
         return self.work / f"{index}-{word}.tersor"
 
+    @contextmanager
+    def timing(self, path: Path) -> Iterator[Callable[[], float]]:
+        """A function that tells the seconds of the step that ends in ``path``.
+
+        Those of its interrupted parts are among them, unless the process was killed.
+        """
+        note, started = path.with_suffix(".seconds"), perf_counter()
+        earlier = _seconds(note)
+        self.earlier_seconds += earlier
+        try:
+            yield lambda: earlier + perf_counter() - started
+        except BaseException:
+            with suppress(OSError, TersorError):  # the first error is the one to tell
+                note.write_text(repr(earlier + perf_counter() - started))
+            raise
+
     def add(self, stage: Stage) -> None:
         """Note a finished step, after its file is complete; its training checkpoint is spent."""
         note = stage.path.with_suffix(".json")
         with replacing(note) as partial, disk_errors(note):
             partial.write_text(json.dumps(asdict(stage.record)))
-        stage.path.with_suffix(".checkpoint").unlink(missing_ok=True)
+        for spent in (".checkpoint", ".seconds"):
+            stage.path.with_suffix(spent).unlink(missing_ok=True)
         self.stages.append(stage)
 
     def finish(self, keep: bool) -> None:
-        """Remove the working folder; with ``keep``, move the stage files to ``folder/stages`` first."""
-        if keep:
-            kept = self.folder / KEPT
-            kept.mkdir(exist_ok=True)
-            for stage in self.stages:
-                stage.path.replace(kept / stage.path.name)
+        """Remove the working folder; with ``keep``, move the stage files to ``folder/stages`` first.
+
+        They take the place of those that an earlier run left there.
+        """
+        kept = self.folder / KEPT
+        with disk_errors(kept):
+            if keep:
+                kept.mkdir(exist_ok=True)
+                for stale in kept.glob("[0-9]*-*.tersor"):
+                    stale.unlink()
+                for stage in self.stages:
+                    stage.path.replace(kept / stage.path.name)
         shutil.rmtree(self.work)
+
+
+def _seconds(note: Path) -> float:
+    try:
+        return float(note.read_text())
+    except (OSError, ValueError):  # none were noted, or not to the end
+        return 0.0
 
 
 def _read(path: Path, note: Path) -> Stage:
