@@ -71,7 +71,7 @@ class Batches:
     """Batches (x, y): x float32 (n, channels, h, w), y int64 (n,); x is (pixel / 255 - mean) / std.
 
     With a ``seed`` every pass is shuffled, else the order is that of the images. ``shift`` moves each
-    image by up to so many pixels each way (black comes in), ``flip`` mirrors every second one, drawn anew
+    image by up to so many pixels each way (black comes in), ``flip`` mirrors about half of them, drawn anew
     every pass. All of a pass is drawn from ``generator`` when it begins, so a generator put back to an
     earlier state gives the same passes again. ``mean`` and ``std`` have a number for each channel.
     """
