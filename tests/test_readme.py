@@ -55,6 +55,12 @@ def test_the_python_code_works(folder, capsys):
     assert {"model.tersor", "result.json", "recipe.yaml"} <= {one.name for one in (folder / "out").iterdir()}
 
 
+def test_random_weights_are_called_random():
+    task = blocks("python")[0]
+    line = next(line for line in task.splitlines() if "weights=" in line)
+    assert "build()" not in line or ("random" in line and "random weights" in README.read_text())
+
+
 def test_every_make_target_exists():
     makefile = (README.parent / "Makefile").read_text()
     for target in re.findall(r"make ([a-z-]+)", README.read_text()):
