@@ -31,8 +31,10 @@ from tersor.coding.rans import (
     Codes,
     States,
     Words,
+    advance,
     check_chunk,
     pull,
+    push,
     read_chunk,
     slot_tables,
     write_chunk,
@@ -239,15 +241,7 @@ def _encode(
                 before = np.int64(codes[r, c - 1]) if c else np.int64(center)
                 table = of_rows[r] + of_columns[c] + of_previous[before]
                 code = codes[r, c]
-                frequency = np.uint64(share[table, code])
-                state = np.uint64(states[r & 31])
-                if state >= frequency << np.uint64(32 - bits):
-                    at -= 1
-                    words[at] = state & np.uint64(0xFFFF)
-                    state >>= np.uint64(16)
-                whole = state // frequency
-                start = np.uint64(first[table, code])
-                states[r & 31] = (whole << np.uint64(bits)) + (state - whole * frequency) + start
+                at = push(states, r & 31, share[table, code], first[table, code], bits, words, at)
     return at
 
 
@@ -281,8 +275,6 @@ def _decode(
                 code = symbol_of[slot]
                 codes[group + lane, c] = code
                 before[lane] = own[lane] + of_previous[code]
-                states[lane] = np.uint32(
-                    (move >> np.uint32(16)) * (state >> shift) + (move & np.uint32(0xFFFF))
-                )
+                states[lane] = advance(state, move, shift)
             at = pull(states, lanes, words, at)
     return at

@@ -118,6 +118,28 @@ def slot_tables(share: Table, bits: int) -> tuple[NDArray[np.uint16], NDArray[np
     return symbols, moves
 
 
+@njit(inline="always", nogil=True)
+def push(states: States, lane: int, frequency: int, first: int, bits: int, words: Words, at: Any) -> Any:
+    """Put a symbol on a lane, its low word out of the way if it is full; returns where words begin now.
+
+    The word is written in any case, to a place that is still free: a branch would often be mispredicted.
+    """
+    share = np.uint64(frequency)
+    state = np.uint64(states[lane])
+    full = state >= share << np.uint64(32 - bits)
+    words[at - 1] = state & np.uint64(0xFFFF)
+    state = state >> np.uint64(16) if full else state
+    whole = state // share
+    states[lane] = (whole << np.uint64(bits)) + (state - whole * share) + np.uint64(first)
+    return at - np.int64(full)
+
+
+@njit(inline="always", nogil=True)
+def advance(state: Any, move: Any, bits: Any) -> Any:
+    """The state after the symbol whose frequency and place in its slots ``move`` names."""
+    return np.uint32((move >> np.uint32(16)) * (state >> bits) + (move & np.uint32(0xFFFF)))
+
+
 @njit(cache=True, nogil=True)
 def _encode(
     codes: Codes, share: NDArray[np.int64], first: NDArray[np.int64], bits: int, states: States, words: Words
@@ -126,14 +148,7 @@ def _encode(
     at = len(words)
     for i in range(len(codes) - 1, -1, -1):
         code = codes[i]
-        frequency = np.uint64(share[code])
-        state = np.uint64(states[i & 31])
-        if state >= frequency << np.uint64(32 - bits):
-            at -= 1
-            words[at] = state & np.uint64(0xFFFF)
-            state >>= np.uint64(16)
-        whole = state // frequency
-        states[i & 31] = (whole << np.uint64(bits)) + (state - whole * frequency) + np.uint64(first[code])
+        at = push(states, i & 31, share[code], first[code], bits, words, at)
     return at
 
 
@@ -187,9 +202,7 @@ def _step(
         slot = state & np.uint32((1 << bits) - 1)
         move = moves[slot]
         codes[start + lane] = symbols[slot]
-        states[lane] = np.uint32(
-            (move >> np.uint32(16)) * (state >> np.uint32(bits)) + (move & np.uint32(0xFFFF))
-        )
+        states[lane] = advance(state, move, np.uint32(bits))
 
 
 @njit(cache=True, nogil=True)
