@@ -10,6 +10,7 @@ from tersor.tensor.groups import (
     Granularity,
     expand_groups,
     group_count,
+    group_layout,
     group_shape,
     join_groups,
     ravel_groups,
@@ -82,3 +83,19 @@ def test_granularity_that_cannot_be():
         Granularity("block")
     with pytest.raises(SpecError, match="size 4"):
         Granularity("channel", size=4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(cases())
+def test_the_layout_names_the_group_of_each_weight(case):
+    shape, granularity = case
+    outer, channels, inner, size = group_layout(shape, granularity)
+    count = int(np.prod(shape, dtype=int))
+    assert outer * channels * inner == count or not count
+    i = np.arange(count)
+    place = i // max(inner * channels, 1) * inner + i % max(inner, 1)
+    group = i // max(inner, 1) % max(channels, 1) * group_shape(shape, granularity)[1] + place // size
+    wanted = np.broadcast_to(
+        expand_groups(np.arange(group_count(shape, granularity)), shape, granularity), shape
+    )
+    assert np.array_equal(group.reshape(shape), wanted)

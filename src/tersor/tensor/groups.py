@@ -108,6 +108,23 @@ def expand_groups(values: NDArray[Any], shape: tuple[int, ...], granularity: Gra
     return np.moveaxis(rows.reshape(channels, *rest), 0, axis)
 
 
+def group_layout(shape: tuple[int, ...], granularity: Granularity) -> tuple[int, int, int, int]:
+    """(outer, channels, inner, size) of a contiguous tensor, for kernels that walk it without a copy.
+
+    Weight ``i`` of the memory sits in channel ``c = i // inner % channels``, at place ``p = i // (inner *
+    channels) * inner + i % inner`` of it; its group is ``c * (groups in a channel) + p // size``.
+
+    >>> group_layout((4, 10, 3), Granularity("block", axis=1, size=8))
+    (4, 10, 3, 8)
+    """
+    if granularity.kind == "tensor" or not shape:
+        return 1, 1, prod(shape), max(prod(shape), 1)
+    axis = _axis(shape, granularity)
+    outer, inner = prod(shape[:axis]), prod(shape[axis + 1 :])
+    size = granularity.size if granularity.kind == "block" else max(outer * inner, 1)
+    return outer, shape[axis], inner, size
+
+
 def _as_rows(array: NDArray[Any], granularity: Granularity) -> NDArray[Any]:
     moved = np.moveaxis(array, _axis(array.shape, granularity), 0)
     return moved.reshape(moved.shape[0], prod(moved.shape[1:]))
