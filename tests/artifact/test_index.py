@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from tersor.artifact.container import (
     DTYPES,
+    MAX_SECTION_BYTES,
     STORED,
     TINY_BYTES,
     Blob,
@@ -20,6 +21,7 @@ from tersor.tensor.groups import PER_TENSOR, Granularity
 SIZES = st.one_of(st.integers(0, 3), st.integers(0, 200_000))
 PARTS = st.builds(Part, st.integers(0, 255), SIZES)
 BLOBS = st.builds(Blob, st.integers(1, 2**40), PARTS)
+SECTIONS = st.none() | st.builds(Blob, st.integers(1, MAX_SECTION_BYTES), PARTS)
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 
 
@@ -51,7 +53,7 @@ def indices(draw):
     cut = draw(st.integers(0, len(names)))
     stored, more = names[:cut], names[cut:] if cut else []
     aliases = {name: draw(st.sampled_from(stored)) for name in sorted(more, key=str.encode)}
-    sections = [draw(st.none() | BLOBS), draw(st.none() | BLOBS)]
+    sections = [draw(SECTIONS), draw(SECTIONS)]
     attached = draw(st.lists(NAMES, unique=True, max_size=3))
     attachments = {name: draw(BLOBS) for name in sorted(attached, key=str.encode)}
     index = Index(tuple(draw(entries(name)) for name in stored), aliases, *sections, attachments)

@@ -120,7 +120,7 @@ def test_sections_and_attachments_come_back(tmp_path, small):
     attachments = {"model.onnx": bytes(range(256)) * 40, "empty": b"", "a": b"1"}
     write(tmp_path / "x", small.items(), points=b"points", structure=b"s" * 9, attachments=attachments)
     with Reader(tmp_path / "x") as reader:
-        assert (reader.points, reader.structure) == (b"points", b"s" * 9)
+        assert (reader.section("points"), reader.section("structure")) == (b"points", b"s" * 9)
         assert reader.attachments == attachments
         ledger = reader.ledger()
     names = [row.name for row in ledger.rows]

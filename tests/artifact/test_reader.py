@@ -10,13 +10,21 @@ from tersor.artifact.container import HEAD, TAIL_BYTES, Entry, Index, Part, prin
 from tersor.artifact.forms import digest
 from tersor.artifact.index import print_index
 from tersor.artifact.io import Reader, load, save, write
+from tersor.artifact.sections import encode_changes, encode_points
 from tersor.errors import FormatError
+from tersor.points import QuantPoint
+from tersor.structure import Change
 
 
 @pytest.fixture
 def path(tmp_path, small):
     write(
-        tmp_path / "x", small.items(), aliases={"tied": "fc.weight"}, points=b"abc", attachments={"n": b"123"}
+        tmp_path / "x",
+        small.items(),
+        aliases={"tied": "fc.weight"},
+        points=encode_points([QuantPoint("fc", "linear", 0, scale=0.5)]),
+        structure=encode_changes([Change("norm", "identity", 1)]),
+        attachments={"n": b"123"},
     )
     return tmp_path / "x"
 
@@ -24,7 +32,7 @@ def path(tmp_path, small):
 def read_all(path):
     with Reader(path) as reader:
         ledger = reader.ledger()
-        content = (dict(reader.items()), reader.aliases, reader.points, reader.structure, reader.attachments)
+        content = (dict(reader.items()), reader.aliases, reader.points, reader.changes, reader.attachments)
     assert sum(row.size_bytes for row in ledger.rows) == ledger.file_bytes
     return content
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from zlib import crc32
 
 from tersor.artifact.container import HEAD, print_tail
+from tersor.coding.framing import write_varint
 
 HERE = Path(__file__).parent
 EMPTY = b"\x02\x01\x00\x00\x00\x00"  # float32, shape (0,), as float16, method 0, 0 bytes
@@ -55,16 +56,47 @@ INDEXES = {
     "aliases_empty": b"\x01\x00\x00",
     "attachment_bomb": b"\x08\x00\x01\x00\x01a\x80\x80\x80\x80\x80\x20\x00\x00",
     "points_empty": b"\x02\x00\x00\x00\x00",
+    "section_bomb": b"\x02\x00\x81\x80\x80\x02\x00\x00",
     "center_not_needed": tensors(named(b"a", b"\x42\x01\x00\x10\x02\x00\x00\x00\x00\x00")),
     "left_over": b"\x00\x00\x00",
 }
 
 
-def file(index: bytes) -> bytes:
-    return HEAD + index + print_tail(index, crc32(HEAD))
+POINT = b"\x00\x01a\x00\x04conv\x00\x07\x00\x00\x80\x3f\x00"  # a, conv, 0: 8 bits, scale 1, zero point 0
+LONG = b"\x00\xff\xff\x03" + b"a" * 65535 + POINT[3:]  # a path as long as can be
+AGAIN = b"\xff\xff\x03\x00" + b"\x04\x00%c\x07" + POINT[-5:]  # the same path and operation, another call
+POINTS = {
+    "points_nothing": b"\x00",
+    "points_count_beyond": b"\xff\xff\xff\xff\x7f" + POINT,
+    "points_left_over": b"\x01" + POINT + b"\x00",
+    "points_bits": b"\x01" + POINT.replace(b"\x07", b"\x20"),
+    "points_scale_nan": b"\x01" + POINT.replace(b"\x80\x3f", b"\xc0\x7f"),
+    "points_scale_negative": b"\x01" + POINT.replace(b"\x80\x3f", b"\x80\xbf"),
+    "points_zero_point": b"\x01" + POINT[:-1] + b"\x80\x80\x80\x80\x10",
+    "points_twice": b"\x02" + POINT + b"\x01\x00\x04\x00\x00\x07" + POINT[-5:],
+    "points_bomb": b"\x7f" + LONG + b"".join(AGAIN % bytes([at]) for at in range(1, 127)),
+}
+CHANGES = {
+    "structure_attribute": b"\x01\x00\x01a\xc8\x01",
+    "structure_identity_of_two": b"\x01\x00\x01a\x00\x02",
+    "structure_bias_of_nothing": b"\x01\x00\x01a\x01\x00",
+    "structure_value": b"\x01\x00\x01a\x01\x80\x80\x80\x80\x08",
+}
 
 
-FILES = {name: file(index) for name, index in INDEXES.items()} | {
+def file(index: bytes, payload: bytes = b"") -> bytes:
+    return HEAD + payload + index + print_tail(index, crc32(HEAD + payload))
+
+
+def section(flag: int, content: bytes) -> bytes:
+    size = write_varint(len(content))
+    return file(bytes([flag, 0]) + size + b"\x00" + size, content)
+
+
+FILES = {name: file(index) for name, index in INDEXES.items()}
+FILES |= {name: section(2, content) for name, content in POINTS.items()}
+FILES |= {name: section(4, content) for name, content in CHANGES.items()}
+FILES |= {
     "pickle": b"\x80\x04\x95\x0b\x00\x00\x00\x00\x00\x00\x00\x8c\x07builtin\x94.",
     "zip": b"PK\x03\x04" + bytes(60),
     "later_version": HEAD[:-1] + b"\x02" + file(b"\x00\x00")[5:],

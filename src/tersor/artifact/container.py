@@ -16,6 +16,7 @@ TINY_BYTES = 1 << 18  # up to here one checksum over the file is cheaper than on
 
 MAX_NAME_BYTES = (1 << 16) - 1
 MAX_INDEX_BYTES = 1 << 28
+MAX_SECTION_BYTES = 1 << 22
 MAX_DIMS = 64
 MAX_COUNT = 1 << 48
 MAX_LEVELS = {"codebook": 1 << 16, "affine": 1 << 32}

@@ -13,7 +13,7 @@ from tersor.artifact.container import (
     MAX_COUNT,
     MAX_DIMS,
     MAX_LEVELS,
-    MAX_NAME_BYTES,
+    MAX_SECTION_BYTES,
     SECTIONS,
     STORED,
     TINY_BYTES,
@@ -24,8 +24,9 @@ from tersor.artifact.container import (
     level_dtype,
     part_names,
 )
-from tersor.coding.framing import read_varint, write_varint
-from tersor.errors import FormatError, SpecError, in_context
+from tersor.artifact.fields import Cursor, parse_name, print_name, print_signed, text
+from tersor.coding.framing import write_varint
+from tersor.errors import FormatError, SpecError
 from tersor.tensor.groups import Granularity
 
 
@@ -36,13 +37,13 @@ def print_index(index: Index) -> bytes:
     out = bytearray(write_varint(flags) + write_varint(len(index.tensors)))
     before = b""
     for entry in index.tensors:
-        out += _print_name(entry.name, before) + _print_entry(entry)
+        out += print_name(entry.name, before) + _print_entry(entry)
         before = entry.name.encode()
     if index.aliases:
         out += write_varint(len(index.aliases))
         before = b""
         for name in _sorted(index.aliases):
-            out += _print_name(name, before) + write_varint(names[index.aliases[name]])
+            out += print_name(name, before) + write_varint(names[index.aliases[name]])
             before = name.encode()
     for blob in (index.points, index.structure):
         out += _print_blob(blob) if blob is not None else b""
@@ -50,14 +51,14 @@ def print_index(index: Index) -> bytes:
         out += write_varint(len(index.attachments))
         before = b""
         for name in _sorted(index.attachments):
-            out += _print_name(name, before) + _print_blob(index.attachments[name])
+            out += print_name(name, before) + _print_blob(index.attachments[name])
             before = name.encode()
     return bytes(out) + b"".join(check.to_bytes(4, "little") for check in index.checksums)
 
 
 def parse_index(data: bytes) -> Index:
     """Read an index, every field within its limit, to its last byte; raises :class:`FormatError`."""
-    cursor = _Cursor(data)
+    cursor = Cursor(data)
     flags = cursor.varint("the feature flags")
     if flags >> len(SECTIONS):
         raise FormatError(
@@ -69,8 +70,8 @@ def parse_index(data: bytes) -> Index:
     before = b""
     for _ in range(cursor.varint("the number of tensors")):
         start = cursor.at
-        before = _parse_name(cursor, before, seen)
-        tensors.append(_parse_entry(cursor, _text(before), start))
+        before = _parse_new_name(cursor, before, seen)
+        tensors.append(_parse_entry(cursor, text(before), start))
     aliases = _parse_aliases(cursor, tensors, seen) if "aliases" in present else {}
     points = _parse_section(cursor) if "points" in present else None
     structure = _parse_section(cursor) if "structure" in present else None
@@ -83,34 +84,6 @@ def parse_index(data: bytes) -> Index:
     return index
 
 
-class _Cursor:
-    """Takes bytes from the front of ``data``, never more than there are."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.at = 0
-
-    def take(self, size: int) -> bytes:
-        """The next ``size`` bytes."""
-        if size > len(self.data) - self.at:
-            raise FormatError(f"the index ends {size - len(self.data) + self.at} bytes too early")
-        self.at += size
-        return self.data[self.at - size : self.at]
-
-    def varint(self, what: str, limit: int = 1 << 63) -> int:
-        """An unsigned LEB128 number below ``limit``, in as few bytes as it takes."""
-        with in_context(what):
-            value, self.at = read_varint(self.data, self.at)
-        if value >= limit:
-            raise FormatError(f"{what} is {value}: the limit is {limit - 1}")
-        return value
-
-    def finish(self) -> None:
-        """Everything must have been taken."""
-        if self.at != len(self.data):
-            raise FormatError(f"{len(self.data) - self.at} bytes are left over in the index")
-
-
 def _present(index: Index, section: str) -> bool:
     value = getattr(index, section)
     return value is not None and value != {}
@@ -120,31 +93,12 @@ def _sorted(names: Iterable[str]) -> list[str]:
     return sorted(names, key=str.encode)
 
 
-def _print_name(name: str, before: bytes) -> bytes:
-    data = name.encode()
-    shared = 0
-    while shared < min(len(data), len(before)) and data[shared] == before[shared]:
-        shared += 1
-    return write_varint(shared) + write_varint(len(data) - shared) + data[shared:]
-
-
-def _parse_name(cursor: _Cursor, before: bytes, seen: set[bytes]) -> bytes:
-    shared = cursor.varint("the shared start of a name", len(before) + 1)
-    rest = cursor.take(cursor.varint("the length of a name", MAX_NAME_BYTES + 1 - shared))
-    if rest and shared < len(before) and rest[0] == before[shared]:
-        raise FormatError("a name shares more with the one before it than it says")
-    name = before[:shared] + rest
+def _parse_new_name(cursor: Cursor, before: bytes, seen: set[bytes]) -> bytes:
+    name = parse_name(cursor, before)
     if name in seen:
-        raise FormatError(f"the name {_text(name)!r} is there twice")
+        raise FormatError(f"the name {text(name)!r} is there twice")
     seen.add(name)
     return name
-
-
-def _text(name: bytes) -> str:
-    try:
-        return name.decode()
-    except UnicodeDecodeError as error:
-        raise FormatError(f"the name {name[:40]!r} is not UTF-8") from error
 
 
 def _print_entry(entry: Entry) -> bytes:
@@ -168,12 +122,12 @@ def _print_coded(entry: Entry) -> bytes:
     if granularity.size:
         out += write_varint(granularity.size)
     if entry.form == "affine":
-        out += write_varint(entry.offset << 1 if entry.offset >= 0 else ~(entry.offset << 1))
+        out += print_signed(entry.offset)
     out += write_varint(entry.levels)
     return out + (write_varint(entry.center) if entry.center is not None else b"")
 
 
-def _parse_entry(cursor: _Cursor, name: str, start: int) -> Entry:
+def _parse_entry(cursor: Cursor, name: str, start: int) -> Entry:
     kind = cursor.take(1)[0]
     form, dtype = kind >> 5, kind & 31
     if form >= len(FORMS) or dtype >= len(DTYPES):
@@ -193,7 +147,7 @@ def _parse_entry(cursor: _Cursor, name: str, start: int) -> Entry:
     return replace(entry, header_bytes=cursor.at - start)
 
 
-def _parse_coded(cursor: _Cursor, head: tuple[str, str, str, tuple[int, ...]]) -> Entry:
+def _parse_coded(cursor: Cursor, head: tuple[str, str, str, tuple[int, ...]]) -> Entry:
     name, form, dtype, shape = head
     count = prod(shape)
     if DTYPES.index(dtype) > DTYPES.index("float64"):
@@ -209,8 +163,7 @@ def _parse_coded(cursor: _Cursor, head: tuple[str, str, str, tuple[int, ...]]) -
         granularity = Granularity(GRANULARITIES[kind], axis, size)
     except SpecError as error:
         raise FormatError(f"{name}: {error}") from error
-    offset = cursor.varint("an offset", 1 << 32) if form == "affine" else 0
-    offset = ~(offset >> 1) if offset & 1 else offset >> 1
+    offset = cursor.signed("an offset", 32) if form == "affine" else 0
     levels = cursor.varint("the levels", MAX_LEVELS[form] + 1)
     if (levels == 0 and count > 0) or offset + levels > 1 << 31:
         raise FormatError(f"{name}: {levels} levels from {offset} on cannot be")
@@ -220,11 +173,11 @@ def _parse_coded(cursor: _Cursor, head: tuple[str, str, str, tuple[int, ...]]) -
     return Entry(*head, types[stored], parts, granularity, levels, offset, center, shifted)
 
 
-def _parse_parts(cursor: _Cursor, form: str, shifted: bool) -> tuple[Part, ...]:
+def _parse_parts(cursor: Cursor, form: str, shifted: bool) -> tuple[Part, ...]:
     return tuple(_parse_part(cursor) for _ in part_names(form, shifted))
 
 
-def _parse_part(cursor: _Cursor) -> Part:
+def _parse_part(cursor: Cursor) -> Part:
     return Part(cursor.varint("a method", 256), cursor.varint("the size of a payload", MAX_COUNT))
 
 
@@ -232,45 +185,45 @@ def _print_blob(blob: Blob) -> bytes:
     return write_varint(blob.count) + write_varint(blob.part.method) + write_varint(blob.part.size)
 
 
-def _parse_blob(cursor: _Cursor) -> Blob:
-    return Blob(cursor.varint("the size of a section", MAX_COUNT), _parse_part(cursor))
+def _parse_blob(cursor: Cursor, limit: int = MAX_COUNT) -> Blob:
+    return Blob(cursor.varint("the size of a section", limit), _parse_part(cursor))
 
 
-def _parse_section(cursor: _Cursor) -> Blob:
-    blob = _parse_blob(cursor)
+def _parse_section(cursor: Cursor) -> Blob:
+    blob = _parse_blob(cursor, MAX_SECTION_BYTES + 1)
     if blob.count == 0:
         raise FormatError("a section is there, and empty")
     return blob
 
 
-def _parse_aliases(cursor: _Cursor, tensors: list[Entry], seen: set[bytes]) -> dict[str, str]:
+def _parse_aliases(cursor: Cursor, tensors: list[Entry], seen: set[bytes]) -> dict[str, str]:
     aliases: dict[str, str] = {}
     before: bytes | None = None
     for _ in range(_some(cursor, "aliases")):
         before = _parse_sorted(cursor, before, seen)
-        aliases[_text(before)] = tensors[cursor.varint("the tensor of an alias", len(tensors))].name
+        aliases[text(before)] = tensors[cursor.varint("the tensor of an alias", len(tensors))].name
     return aliases
 
 
-def _parse_attachments(cursor: _Cursor) -> dict[str, Blob]:
+def _parse_attachments(cursor: Cursor) -> dict[str, Blob]:
     attachments: dict[str, Blob] = {}
     seen: set[bytes] = set()
     before: bytes | None = None
     for _ in range(_some(cursor, "attachments")):
         before = _parse_sorted(cursor, before, seen)
-        attachments[_text(before)] = _parse_blob(cursor)
+        attachments[text(before)] = _parse_blob(cursor)
     return attachments
 
 
-def _some(cursor: _Cursor, what: str) -> int:
+def _some(cursor: Cursor, what: str) -> int:
     count = cursor.varint(f"the number of {what}")
     if count == 0:
         raise FormatError(f"a section of {what} is there, and empty")
     return count
 
 
-def _parse_sorted(cursor: _Cursor, before: bytes | None, seen: set[bytes]) -> bytes:
-    name = _parse_name(cursor, before or b"", seen)
+def _parse_sorted(cursor: Cursor, before: bytes | None, seen: set[bytes]) -> bytes:
+    name = _parse_new_name(cursor, before or b"", seen)
     if before is not None and name < before:
-        raise FormatError(f"the name {_text(name)!r} is out of order")
+        raise FormatError(f"the name {text(name)!r} is out of order")
     return name

@@ -8,14 +8,12 @@ from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, Literal, Self
 from zlib import crc32
 
 from tersor.artifact.container import (
     HEAD,
     MAX_INDEX_BYTES,
-    POINTS,
-    STRUCTURE,
     TAIL_BYTES,
     TINY_BYTES,
     Entry,
@@ -26,8 +24,11 @@ from tersor.artifact.container import (
 from tersor.artifact.forms import decode_blob, decode_tensor, decoded_bytes
 from tersor.artifact.index import parse_index
 from tersor.artifact.ledger import count_bytes
+from tersor.artifact.sections import decode_changes, decode_points
 from tersor.errors import FormatError, TargetError, TersorError, did_you_mean, in_context
+from tersor.points import QuantPoint
 from tersor.result import Ledger
+from tersor.structure import Change
 from tersor.tensor.compressed import CompressedTensor
 
 _MEMORY_FLOOR = 1 << 30
@@ -86,14 +87,20 @@ class Reader:
         return self._index.tensors
 
     @property
-    def points(self) -> bytes:
-        """The points section, as it was given."""
-        return self._blob(POINTS)
+    def points(self) -> tuple[QuantPoint, ...]:
+        """Where activations are quantized, in the order of the graph."""
+        with in_context(f"{self.path}: points"):
+            return decode_points(self.section("points"))
 
     @property
-    def structure(self) -> bytes:
-        """The structure section, as it was given."""
-        return self._blob(STRUCTURE)
+    def changes(self) -> tuple[Change, ...]:
+        """What differs from the structure that ``build()`` gives, in the order to apply it."""
+        with in_context(f"{self.path}: structure"):
+            return decode_changes(self.section("structure"))
+
+    def section(self, name: Literal["points", "structure"]) -> bytes:
+        """A section as the bytes that were written; empty if the file has none."""
+        return self._blob((name, ""))
 
     @property
     def attachments(self) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ from zlib import crc32
 from tersor.artifact.container import (
     HEAD,
     MAX_INDEX_BYTES,
-    MAX_NAME_BYTES,
+    MAX_SECTION_BYTES,
     POINTS,
     STRUCTURE,
     TINY_BYTES,
@@ -24,6 +24,7 @@ from tersor.artifact.container import (
     Key,
     print_tail,
 )
+from tersor.artifact.fields import check_name
 from tersor.artifact.forms import digest, encode_blob, encode_tensor
 from tersor.artifact.index import print_index
 from tersor.artifact.reader import Reader
@@ -47,7 +48,8 @@ def write(
 ) -> Ledger:
     """Write a file beside ``path``, read it back in full, and only then put it in the place of ``path``.
 
-    One tensor is in memory at a time. ``aliases`` maps further names to stored ones (tied weights).
+    One tensor is in memory at a time. ``aliases`` maps further names to stored ones (tied weights);
+    ``points`` and ``structure`` are what :mod:`tersor.artifact.sections` encodes.
     Raises :class:`TersorError` where the disk refuses (full, read-only, no such folder) and
     :class:`VerificationError` where the file does not give back every bit; whatever is raised, an old
     file stays as it was and nothing half-written is left.
@@ -109,7 +111,7 @@ class _Writer:
 
     def tensor(self, name: str, tensor: CompressedTensor) -> None:
         """Append one tensor and keep its fingerprint."""
-        _check_name(name)
+        check_name(name)
         if name in self.digests:
             raise TensorError(f"two tensors are named {name!r}")
         with in_context(name):
@@ -158,8 +160,13 @@ class _Writer:
 
 def _blobs(points: bytes, structure: bytes, attachments: Mapping[str, bytes]) -> dict[Key, bytes]:
     sections = {key: data for key, data in ((POINTS, points), (STRUCTURE, structure)) if data}
+    for (kind, _), data in sections.items():
+        if len(data) > MAX_SECTION_BYTES:
+            raise TensorError(
+                f"the {kind} section takes {len(data):,} bytes, past the limit of {MAX_SECTION_BYTES:,}"
+            )
     for name in attachments:
-        _check_name(name)
+        check_name(name)
     names = sorted(attachments, key=str.encode)
     return sections | {("attachment", name): attachments[name] for name in names}
 
@@ -170,22 +177,13 @@ def _verify(
     for name, tensor in reader.items():
         if digest(tensor) != digests[name]:
             raise VerificationError(f"{name}: the file does not give back what was written")
-    again = _blobs(reader.points, reader.structure, reader.attachments)
+    again = _blobs(reader.section("points"), reader.section("structure"), reader.attachments)
     if reader.names != tuple(digests) or reader.aliases != aliases or again != blobs:
         raise VerificationError("names or sections of the file are not those that were written")
 
 
-def _check_name(name: str) -> None:
-    try:
-        size = len(name.encode())
-    except UnicodeEncodeError as error:
-        raise TensorError(f"the name {name!r} is not valid Unicode") from error
-    if size > MAX_NAME_BYTES:
-        raise TensorError(f"the name {name[:40]!r}... takes {size} bytes, past the limit of {MAX_NAME_BYTES}")
-
-
 def _check_aliases(aliases: Mapping[str, str], stored: Mapping[str, bytes]) -> None:
     for alias, name in aliases.items():
-        _check_name(alias)
+        check_name(alias)
         if alias in stored or name not in stored:
             raise TensorError(f"the alias {alias!r} of {name!r} needs a new name for a stored tensor")

@@ -15,6 +15,8 @@ from tersor.errors import TargetError, TensorError, in_context
 from tersor.model.parametrization import MaskedWeight, SharedWeight
 from tersor.model.restore import restore_
 from tersor.model.storage import Storage, keep_order, state, storages
+from tersor.points import QuantPoint
+from tersor.structure import Change
 from tersor.tensor.codebook import tidy_codebook
 from tersor.tensor.compressed import Codebook, CompressedTensor, Raw, raw
 from tersor.tensor.groups import expand_groups
@@ -23,10 +25,16 @@ from tersor.tensor.masks import Mask
 
 @dataclass(frozen=True)
 class Collected:
-    """A model as named tensors: what is stored, and alias -> name of tied ones."""
+    """A model as named tensors: what is stored, and alias -> name of tied ones.
+
+    points -- where its activations are quantized; changes -- how it differs from what ``build()`` gives.
+    The model itself knows neither: who makes them hands them on.
+    """
 
     tensors: Mapping[str, CompressedTensor]
     aliases: Mapping[str, str]
+    points: tuple[QuantPoint, ...] = ()
+    changes: tuple[Change, ...] = ()
 
 
 def attach_mask(model: nn.Module, storage: Storage, mask: Mask) -> None:
@@ -105,9 +113,10 @@ def attach_collected_(
 ) -> None:
     """The inverse of :func:`collect`, on a bare model: fill it, then hold masks and shared values as before.
 
-    The exact zeros of a codebook count as pruned.
+    The model is as ``build()`` gives it; ``collected.changes`` are made first. The exact zeros of a codebook
+    count as pruned.
     """
-    restore_(model, collected.tensors, collected.aliases)
+    restore_(model, collected.tensors, collected.aliases, collected.changes)
     for storage in storages(model):
         compressed = collected.tensors[storage.name]
         form = compressed.form

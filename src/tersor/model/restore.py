@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from tersor.errors import TaskError, VerificationError, code_of_the_task, did_you_mean
 from tersor.model.storage import Storage, state
+from tersor.model.structure import apply_changes_
+from tersor.structure import Change
 from tersor.task import Task
 from tersor.tensor.compressed import CompressedTensor
 
@@ -59,13 +61,20 @@ def fresh_model(task: Task) -> nn.Module:
     return model
 
 
-def restore_(model: nn.Module, tensors: Mapping[str, CompressedTensor], aliases: Mapping[str, str]) -> None:
+def restore_(
+    model: nn.Module,
+    tensors: Mapping[str, CompressedTensor],
+    aliases: Mapping[str, str],
+    changes: Iterable[Change] = (),
+) -> None:
     """Fill a bare model from ``tensors``, one decoded at a time; tied weights stay tied.
 
-    Everything in its ``state_dict`` is made useless first (NaN, the least integer, True), so that nothing
-    that is not in ``tensors`` can pass for restored. Raises :class:`VerificationError`, and leaves the model
-    useless, if a name is missing or unknown, or a shape, a dtype or a tie differs.
+    The model is as ``build()`` gives it; ``changes`` are made to it first. Then everything in its
+    ``state_dict`` is made useless (NaN, the least integer, True), so that nothing that is not in ``tensors``
+    can pass for restored. Raises :class:`VerificationError`, and leaves the model useless, if a name is
+    missing or unknown, if a shape, a dtype or a tie differs, or if a change does not fit.
     """
+    apply_changes_(model, changes)
     found = state(model)
     with torch.no_grad():
         for storage in found:

@@ -53,7 +53,7 @@ def load(
     if model is None:
         return load_tensors(path, max_bytes=max_bytes)
     with in_context(str(path)), Reader(path, max_bytes=max_bytes) as reader:
-        restore_(model, _Stored(reader), reader.aliases)
+        restore_(model, _Stored(reader), reader.aliases, reader.changes)
     return model
 
 
