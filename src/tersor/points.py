@@ -111,6 +111,8 @@ def place(
     inputs: Sequence[str],
     quantized: Iterable[str],
     left_out: Mapping[str, str] | None = None,
+    *,
+    dynamic: bool = False,
 ) -> Placement:
     """Decide which operations run in integers, and which values are quantized for them.
 
@@ -128,17 +130,17 @@ def place(
     {'x': ('', 'input', 0), 'relu': ('', 'relu', 0)}
     """
     graph = _Graph(operations, frozenset(quantized), left_out or {})
-    integer = graph.integer()
+    integer = graph.integer(("linear",), ()) if dynamic else graph.integer(WEIGHTED, ELEMENTWISE)
     keys = {name: ("", INPUT, at) for at, name in enumerate(inputs)}
     keys |= {one.output: one.key for one in operations}
     wanted: dict[str, Key] = {}
     for one in operations:
         if one.output in integer:
             for value in one.inputs:
-                root = graph.root(value)
+                root = value if dynamic else graph.root(value)
                 wanted.setdefault(root, keys[root])
     for one in operations:
-        if one.output in integer and one.kind not in _FLOAT_OUT:
+        if one.output in integer and one.kind not in _FLOAT_OUT and not dynamic:
             end = graph.end(one)
             wanted.setdefault(end, keys[end])
     order = [*inputs, *(one.output for one in operations)]
@@ -146,9 +148,20 @@ def place(
     follows = {
         one.output: root
         for one in operations
-        if one.kind in MOVES and one.inputs and (root := graph.root(one.output)) in points
+        if one.kind in MOVES and one.inputs and (root := graph.root(one.output)) in points and not dynamic
     }
     return Placement(points, follows, tuple(graph.decisions(integer)))
+
+
+def spell(key: Key) -> str:
+    """A key for people.
+
+    >>> spell(("conv1", "conv", 0)), spell(("", "add", 1))
+    ('conv1 (conv)', 'model (add, call 2)')
+    """
+    path, operation, index = key
+    call = f", call {index + 1}" if index else ""
+    return f"{path or 'model'} ({operation}{call})"
 
 
 class _Graph:
@@ -196,13 +209,13 @@ class _Graph:
             found += self.reached(one.output) if one.kind in MOVES else [one]
         return found
 
-    def integer(self) -> set[str]:
-        """The outputs of all operations that run in integers."""
-        integer = {one.output for one in self.operations if not self.obstacle(one)}
+    def integer(self, layers: Sequence[str], others: Sequence[str]) -> set[str]:
+        """The outputs of all operations that run in integers: of ``layers`` with weights, of ``others``."""
+        integer = {one.output for one in self.operations if one.kind in layers and not self.obstacle(one)}
         candidates = [
             one
             for one in reversed(self.operations)
-            if one.kind in ELEMENTWISE and not self.excluded(one) and self.complete(one)
+            if one.kind in others and not self.excluded(one) and self.complete(one)
         ]
         before = -1
         while before != len(integer):

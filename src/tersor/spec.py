@@ -164,11 +164,7 @@ class Cluster:
         _one_of(self, "granularity", ("tensor", "channel", "block"))
         _one_of(self, "importance", ("none", "fisher"))
         _one_of(self, "update", ("gradient", "mean"))
-        if (self.granularity == "block") != (self.block_size > 0):
-            raise SpecError(
-                f"granularity is {self.granularity!r} with block_size {self.block_size}: "
-                "a block, and only a block, has a size of at least 1"
-            )
+        _check_block(self)
         if self.rate and self.init not in ("optimal", "exact"):
             raise SpecError(f"an entropy-constrained codebook starts from optimal, not {self.init!r}")
 
@@ -176,6 +172,101 @@ class Cluster:
     def max_clusters(self) -> int:
         """The most values that a group's codebook may hold."""
         return self.clusters if self.clusters is not None else 2 ** (self.bits or 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fold:
+    """Fold batch norms into the layers before them, as every integer runtime does.
+
+    ``equalize`` then evens out the ranges of neighbouring layers' channels without changing what the model
+    computes (Nagel et al. 2019, section 4.1). ``reestimate`` first takes the running statistics of the norms
+    anew, from so many training batches (0: leaves them).
+    """
+
+    kind: ClassVar[str] = "fold"
+    name: str = "fold"
+    equalize: bool = False
+    reestimate: int = 0
+
+    def __post_init__(self) -> None:
+        _check_kinds(self)
+        _require(self.reestimate >= 0, "reestimate", self.reestimate, "0 or more batches")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Smooth:
+    """Move the range of activations into the weights that read them, channel by channel.
+
+    What layers that follow a norm read is divided, and their weights multiplied, by max|x|^alpha /
+    max|w|^(1 - alpha), so that both are as easy to quantize (Xiao et al. 2023, SmoothQuant, eq. 4); nothing
+    else changes. Ranges come from ``batches`` of training (else validation) data.
+    """
+
+    kind: ClassVar[str] = "smooth"
+    name: str = "smooth"
+    targets: tuple[str, ...] = ("*",)
+    rules: tuple[Rule, ...] = ()
+    alpha: float = 0.5
+    batches: int = 8
+
+    def __post_init__(self) -> None:
+        _check_kinds(self)
+        _require(0 <= self.alpha <= 1, "alpha", self.alpha, "in [0, 1]")
+        _require(self.batches > 0, "batches", self.batches, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantize:
+    """Round weights to integer codes on uniform grids, and activations too, so that runtimes use integers.
+
+    bits -- of the weights, 1 to 8 (1: {-s, +s}; 2 and ``narrow``: {-s, 0, +s}), or 16 for float16.
+    symmetric, signed, narrow, power_of_two, granularity -- as :class:`tersor.tensor.affine.Grid` has them.
+    scale -- how the scales of the weights are chosen; ``percentile`` goes with ``percentile``, for both.
+    rounding -- ``learned`` chooses up or down by each layer's output (Nagel et al. 2020, AdaRound).
+    activations -- ``static``: scales from ``batches`` of training (else validation) data by ``calibrator``;
+        ``dynamic``: the runtime takes them from each batch, for linear layers; ``none``: only weights.
+    correct_bias -- let biases make up for the mean error of each channel (Nagel et al. 2019, section 4.2).
+    train -- quantization-aware training; scales learn with it where ``learn_scales`` says so (Esser et al.
+        2020, LSQ), else they stay as calibrated.
+
+    A weight that shares values already keeps them: its codebook moves to an int8 grid.
+    """
+
+    kind: ClassVar[str] = "quantize"
+    name: str = "quantize"
+    targets: tuple[str, ...] = ("*",)
+    rules: tuple[Rule, ...] = ()
+    bits: int = 8
+    symmetric: bool = True
+    signed: bool = True
+    narrow: bool = True
+    power_of_two: bool = False
+    granularity: Literal["tensor", "channel", "block"] = "channel"
+    axis: int = 0
+    block_size: int = 0
+    scale: Literal["max", "percentile", "mse"] = "max"
+    percentile: float = 99.99
+    rounding: Literal["nearest", "learned"] = "nearest"
+    activations: Literal["static", "dynamic", "none"] = "static"
+    activation_bits: int = 8
+    calibrator: Literal["auto", "max", "moving-average", "percentile", "entropy", "mse"] = "auto"
+    batches: int = 32
+    correct_bias: bool = False
+    learn_scales: bool = True
+    train: Train | None = None
+
+    def __post_init__(self) -> None:
+        _check_kinds(self)
+        _require(self.bits in (*range(1, 9), 16), "bits", self.bits, "from 1 to 8, or 16")
+        _require(1 < self.activation_bits <= 8, "activation_bits", self.activation_bits, "from 2 to 8")
+        _require(50 < self.percentile <= 100, "percentile", self.percentile, "in (50, 100]")
+        _require(self.batches > 0, "batches", self.batches, "at least 1")
+        _one_of(self, "granularity", ("tensor", "channel", "block"))
+        _one_of(self, "scale", ("max", "percentile", "mse"))
+        _one_of(self, "rounding", ("nearest", "learned"))
+        _one_of(self, "activations", ("static", "dynamic", "none"))
+        _one_of(self, "calibrator", ("auto", "max", "moving-average", "percentile", "entropy", "mse"))
+        _check_block(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,9 +281,11 @@ class Code:
         _one_of(self, "speed", ("fast", "balanced", "small"))
 
 
-Step = Prune | Cluster | Train | Code
+Step = Prune | Cluster | Fold | Smooth | Quantize | Train | Code
 StepT = TypeVar("StepT", bound=Step)
-STEPS: Mapping[str, type[Step]] = {kind.kind: kind for kind in (Prune, Cluster, Train, Code)}
+STEPS: Mapping[str, type[Step]] = {
+    kind.kind: kind for kind in (Prune, Cluster, Fold, Smooth, Quantize, Train, Code)
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,6 +369,14 @@ def _check_kinds(spec: Step) -> None:
 def _require(holds: bool, name: str, value: object, wanted: str) -> None:
     if not holds:
         raise SpecError(f"{name} is {value}: it has to be {wanted}")
+
+
+def _check_block(spec: Cluster | Quantize) -> None:
+    if (spec.granularity == "block") != (spec.block_size > 0):
+        raise SpecError(
+            f"granularity is {spec.granularity!r} with block_size {spec.block_size}: "
+            "a block, and only a block, has a size of at least 1"
+        )
 
 
 def _one_of(spec: object, name: str, known: tuple[str, ...]) -> None:

@@ -11,6 +11,7 @@ import tersor
 from tersor.artifact.writer import write
 from tersor.pipeline import result as result_module
 from tersor.pipeline import run as run_module
+from tersor.pipeline import work as work_module
 from tersor.pipeline import stages as stages_module
 
 
@@ -120,7 +121,7 @@ def test_a_file_that_does_not_give_the_model_back_replaces_nothing(task, recipe,
         return write(path, list(tensors)[:-1], **options)
 
     good = tersor.compress(task, recipe, out=tmp_path).path.read_bytes()
-    monkeypatch.setattr(run_module, "write", lossy)
+    monkeypatch.setattr(work_module, "write", lossy)
     with pytest.raises(tersor.VerificationError, match="lacks"):
         tersor.compress(task, recipe, out=tmp_path, seed=5)
     assert (tmp_path / "model.tersor").read_bytes() == good

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tersor.errors import ExportError
 from tersor.export.annotate import DOMAIN, points
 from tersor.points import QuantPoint
+from tersor.tensor.codebook import int8_levels
 from tersor.tensor.compressed import Affine, Codebook, CompressedTensor
 from tersor.tensor.groups import group_shape
 
@@ -77,30 +78,19 @@ def integers(tensor: CompressedTensor, name: str) -> Integers:
     """
     form = tensor.form
     if isinstance(form, Codebook):
-        scale, levels = int8_codebook(form, name)
+        found = int8_levels(form.codebook)
+        if found is None:
+            raise ExportError(
+                f"the {len(form.codebook)} codebooks of {name} are not one on an int8 grid: cluster per tensor, "
+                "and put a quantize step after it"
+            )
+        scale, levels = found
         codes = form.codes.astype(ml_dtypes.uint4) if len(levels) <= 16 else form.codes
         zero = np.zeros((), np.int32)
         return Integers(codes, np.full((), scale, np.float32), zero, codebook=levels)
     if not isinstance(form, Affine):
         raise ExportError(f"{name} has no codes: a quantize or a cluster step has to come before the export")
     return _affine(tensor, form, name)
-
-
-def int8_codebook(form: Codebook, name: str = "codebook") -> tuple[float, NDArray[np.int8]]:
-    """The scale and the int8 levels of a codebook that lies on such a grid, its largest value at 127."""
-    values = form.codebook
-    if len(values) != 1:
-        raise ExportError(
-            f"{name} has {len(values)} codebooks: only one for the whole tensor can be exported"
-        )
-    largest = float(np.abs(values).max(initial=0))
-    scale = np.float32(largest / 127) if largest else np.float32(1)
-    levels = np.rint(values[0] / scale).astype(np.int8)
-    if not np.array_equal(levels.astype(np.float32) * scale, values[0].astype(np.float32)):
-        raise ExportError(
-            f"the codebook of {name} is on no int8 grid: quantize after clustering, which moves it there"
-        )
-    return float(scale), levels
 
 
 def _affine(tensor: CompressedTensor, form: Affine, name: str) -> Integers:

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tersor.errors import TargetError, TensorError, in_context
+from tersor.model.grid import GridWeight, grid_of, kept_codes
 from tersor.model.parametrization import MaskedWeight, SharedWeight
 from tersor.model.restore import restore_
-from tersor.model.storage import Storage, keep_order, state, storages
+from tersor.model.storage import Attached, Storage, keep_order, state, storages
 from tersor.points import QuantPoint
 from tersor.structure import Change
-from tersor.tensor.codebook import tidy_codebook
-from tersor.tensor.compressed import Codebook, CompressedTensor, Raw, raw
+from tersor.tensor.affine import Grid
+from tersor.tensor.codebook import int8_levels, tidy_codebook
+from tersor.tensor.compressed import Affine, Codebook, CompressedTensor, Raw, raw
 from tersor.tensor.groups import expand_groups
 from tersor.tensor.masks import Mask
 
@@ -55,6 +57,15 @@ def attach_mask(model: nn.Module, storage: Storage, mask: Mask) -> None:
         latent = storage.originals()[-1].detach() if shared.latent else storage.dense()
         _attach_shared(storage, compressed, shared.update, latent if shared.latent else None, kept)
         return
+    if held is not None and isinstance(held[0], GridWeight):
+        grid = held[0]
+        pruned = torch.from_numpy(kept).to(grid.zero_point.device)
+        originals = storage.originals()
+        learn = originals[1].requires_grad
+        copies = [one.detach().clone() for one in originals]
+        _bind(storage, GridWeight(grid.shape, grid.grid, grid.zero_point, pruned), copies)
+        storage.originals()[1].requires_grad_(learn)
+        return
     latent = storage.dense() if held is None else storage.originals()[0].detach()
     _bind(storage, MaskedWeight(torch.from_numpy(kept).to(latent.device)), [latent.clone()])
 
@@ -89,6 +100,31 @@ def attach_codebook(
     _attach_shared(storage, compressed, update, dense, kept)
 
 
+def attach_grid(
+    model: nn.Module,
+    storage: Storage,
+    compressed: CompressedTensor,
+    grid: Grid,
+    *,
+    latent: bool = False,
+    learn: bool = False,
+) -> None:
+    """Round the weight to the codes of ``grid`` as ``compressed`` has it, in every forward pass from here on.
+
+    What trains is a dense weight behind it: the one that ``compressed`` was made of with ``latent``, else
+    what it decodes to. With ``learn`` the scales train too. What was pruned before stays zero.
+    """
+    _check(model, storage)
+    with in_context(storage.name):
+        form = compressed.form
+        if not isinstance(form, Affine):
+            raise TensorError(f"a grid is asked for, not {type(form).__name__}")
+        if compressed.shape != storage.shape or compressed.dtype != storage.dtype:
+            raise TensorError(f"the grid is for {compressed.shape} {compressed.dtype}, "
+                              f"the weight is {storage.shape} {storage.dtype}")  # fmt: skip
+    _bind_grid(storage, compressed, grid, storage.mask(), storage.dense() if latent else None, learn)
+
+
 def bake_(model: nn.Module) -> None:
     """Turn every attachment back into a plain parameter with the value that its file would have."""
     for storage in storages(model):
@@ -114,7 +150,7 @@ def attach_collected_(
     """The inverse of :func:`collect`, on a bare model: fill it, then hold masks and shared values as before.
 
     The model is as ``build()`` gives it; ``collected.changes`` are made first. The exact zeros of a codebook
-    count as pruned.
+    or a grid count as pruned.
     """
     restore_(model, collected.tensors, collected.aliases, collected.changes)
     for storage in storages(model):
@@ -124,6 +160,8 @@ def attach_collected_(
             kept = _kept(form)
             latent = compressed.decode() if update == "mean" else None
             _attach_shared(storage, compressed, update, latent, None if kept.all() else kept)
+        elif isinstance(form, Affine):
+            _bind_grid(storage, compressed, grid_of(compressed), kept_codes(compressed), None, False)
         elif isinstance(form, Raw) and form.mask is not None:
             attach_mask(model, storage, form.mask)
 
@@ -131,7 +169,7 @@ def attach_collected_(
 def collect_one(storage: Storage) -> CompressedTensor:
     """:func:`collect` for one storage."""
     held = storage.parametrization
-    if held is not None and isinstance(held[0], SharedWeight):
+    if held is not None and isinstance(held[0], SharedWeight | GridWeight):
         with in_context(storage.name), torch.no_grad():
             return held[0].compressed(*storage.originals())
     values = storage.dense()
@@ -147,7 +185,10 @@ def _attach_shared(
 ) -> None:
     device = storage.dense().device
     pruned = None if kept is None else torch.from_numpy(kept)
-    shared = SharedWeight(compressed, update=update, latent=latent is not None, kept=pruned).to(device)
+    grid = int8_levels(cast(Codebook, compressed.form).codebook) is not None
+    shared = SharedWeight(compressed, update=update, latent=latent is not None, grid=grid, kept=pruned).to(
+        device
+    )
     originals = [] if latent is None else [latent]
     if update == "gradient":
         book = torch.from_numpy(cast(Codebook, compressed.form).codebook)
@@ -155,9 +196,24 @@ def _attach_shared(
     _bind(storage, shared, originals)
 
 
-def _bind(
-    storage: Storage, parametrization: MaskedWeight | SharedWeight, originals: Sequence[Tensor]
+def _bind_grid(
+    storage: Storage,
+    compressed: CompressedTensor,
+    grid: Grid,
+    kept: Mask | None,
+    latent: Tensor | None,
+    learn: bool,
 ) -> None:
+    device = storage.dense().device
+    form = cast(Affine, compressed.form)
+    zero_point, scale = (torch.from_numpy(one).to(device) for one in (form.zero_point, form.scale))
+    pruned = None if kept is None or kept.all() else torch.from_numpy(kept).to(device)
+    dense = compressed.decode().to(device) if latent is None else latent.clone()
+    _bind(storage, GridWeight(storage.shape, grid, zero_point, pruned), [dense, scale])
+    storage.originals()[1].requires_grad_(learn)
+
+
+def _bind(storage: Storage, parametrization: Attached, originals: Sequence[Tensor]) -> None:
     """Make ``parametrization`` of ``originals`` the only thing behind all sites of the storage."""
     weight = storage.dense()
     if storage.parametrization is not None:

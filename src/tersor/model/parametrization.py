@@ -56,6 +56,7 @@ class SharedWeight(nn.Module):
     index -- int32, flat position in the codebook of each weight that is not zero.
     where -- int64, flat positions of these weights; None if that is all of them.
     zero -- bool (groups, k), the entries that are exactly zero.
+    grid -- whether the one codebook lies on the int8 grid whose 127 is its largest value; it stays on one.
     kept -- bool, False where a weight was pruned before; None if none was.
     """
 
@@ -70,10 +71,12 @@ class SharedWeight(nn.Module):
         *,
         update: Literal["gradient", "mean"] = "gradient",
         latent: bool = False,
+        grid: bool = False,
         kept: Tensor | None = None,
     ) -> None:
         super().__init__()
         form = cast(Codebook, compressed.form)
+        self.grid = grid
         self.shape = compressed.shape
         self.granularity = form.granularity
         self.update = update
@@ -88,10 +91,11 @@ class SharedWeight(nn.Module):
         """The weight of a codebook, of a codebook and a latent, or of a latent (see the class)."""
         if self.update == "mean":
             (latent,) = originals
-            values = spread(self._means(latent.detach()), self.index, self.where, self.shape)
+            means = self._snapped(self._means(latent.detach()))
+            values = spread(means, self.index, self.where, self.shape)
         else:
             codebook, *latents = originals
-            values = _members(codebook, self.index, self.where, self.shape)
+            values = _members(self._snapped(codebook), self.index, self.where, self.shape)
             if not latents:
                 return values
             (latent,) = latents
@@ -106,7 +110,16 @@ class SharedWeight(nn.Module):
 
     def codebook(self, *originals: Tensor) -> Tensor:
         """The values as they are now, (groups, k); an entry without members may be anything."""
-        return self._means(originals[0]) if self.update == "mean" else originals[0]
+        return self._snapped(self._means(originals[0]) if self.update == "mean" else originals[0])
+
+    def _snapped(self, codebook: Tensor) -> Tensor:
+        """The codebook on its int8 grid, if it has one; the gradient goes straight through."""
+        if not self.grid:
+            return codebook
+        used = codebook.detach().float()
+        step = used.abs().max().clamp(min=torch.finfo(torch.float32).tiny) / 127
+        snapped = ((used / step).round() * step).to(codebook.dtype)
+        return snapped + (codebook - codebook.detach())
 
     def compressed(self, *originals: Tensor) -> CompressedTensor:
         """What the weight is now, as codes and an ascending codebook without unused values."""

@@ -11,10 +11,11 @@ from torch import nn
 from tersor.errors import TargetError, did_you_mean, in_context
 from tersor.model.storage import Storage, storages
 from tersor.patterns import matches
-from tersor.spec import Cluster, Prune, Rule, replace_fields
+from tersor.spec import Cluster, Prune, Quantize, Rule, Smooth, replace_fields
 
 __all__ = ["Selected", "Storage", "select", "storages"]
 
+Targeted = Prune | Cluster | Smooth | Quantize
 COMPRESSIBLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -23,11 +24,11 @@ class Selected:
     """A storage and the step as its rules resolve it; no step if it is skipped, then with the reason."""
 
     storage: Storage
-    step: Prune | Cluster | None
+    step: Targeted | None
     reason: str = ""
 
 
-def select(model: nn.Module, step: Prune | Cluster) -> list[Selected]:
+def select(model: nn.Module, step: Targeted) -> list[Selected]:
     """Resolve a step for every storage of ``model``, in the model's order.
 
     A pattern is held against the names of a storage and against the paths of its modules and of
@@ -47,7 +48,7 @@ def select(model: nn.Module, step: Prune | Cluster) -> list[Selected]:
     return [_resolve(storage, step) for storage in found]
 
 
-def _resolve(storage: Storage, step: Prune | Cluster) -> Selected:
+def _resolve(storage: Storage, step: Targeted) -> Selected:
     hits = [pattern for pattern in step.targets if _matches(pattern, storage)]
     if not hits:
         return Selected(storage, None, "no target matches")
@@ -63,7 +64,7 @@ def _resolve(storage: Storage, step: Prune | Cluster) -> Selected:
     return Selected(storage, None if reason else resolved, reason)
 
 
-def _apply_rule(step: Prune | Cluster, rule: Rule) -> Prune | Cluster:
+def _apply_rule(step: Targeted, rule: Rule) -> Targeted:
     with in_context(f"rule {rule.match!r}"):
         return replace_fields(step, rule.override)
 
@@ -78,7 +79,7 @@ def _obstacle(storage: Storage) -> str:
     return ""
 
 
-def _left_alone(storage: Storage, step: Prune | Cluster) -> str:
+def _left_alone(storage: Storage, step: Targeted) -> str:
     if 0 in storage.shape:
         return "empty"
     if storage.kind == "bias" and not (isinstance(step, Cluster) and step.biases):

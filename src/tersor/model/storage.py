@@ -14,10 +14,13 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from tersor.errors import TaskError
+from tersor.model.grid import GridWeight
 from tersor.model.parametrization import MaskedWeight, SharedWeight
 from tersor.tensor.identity import storage_key
 
 Kind = Literal["weight", "bias", "vector", "buffer"]
+
+Attached = MaskedWeight | SharedWeight | GridWeight
 
 _ORDER = "_tersor_order"
 
@@ -94,7 +97,7 @@ class Storage:
     def mask(self) -> NDArray[np.bool_] | None:
         """True where a weight is kept, if it was pruned; else None."""
         held = self.parametrization
-        kept = None if held is None else cast(MaskedWeight | SharedWeight, held[0]).kept
+        kept = None if held is None else cast(Attached, held[0]).kept
         return None if kept is None else kept.cpu().numpy().copy()
 
 
@@ -131,7 +134,7 @@ def attached(module: nn.Module, attribute: str) -> parametrize.ParametrizationLi
     held = module.parametrizations[attribute]  # type: ignore[index]
     if not isinstance(held, parametrize.ParametrizationList):
         return None
-    return held if isinstance(held[0], MaskedWeight | SharedWeight) else None
+    return held if isinstance(held[0], Attached) else None
 
 
 def _storage(sites: tuple[Site, ...], entangled: str) -> Storage:
@@ -142,7 +145,7 @@ def _storage(sites: tuple[Site, ...], entangled: str) -> Storage:
         shape, dtype = tuple(tensor.shape), tensor.dtype
         is_buffer = site.attribute in site.module._buffers
     else:
-        shape = cast(MaskedWeight | SharedWeight, held[0]).shape
+        shape = cast(Attached, held[0]).shape
         dtype, is_buffer = next(held.parameters()).dtype, False
     kind: Kind = "buffer" if is_buffer else "weight" if len(shape) > 1 else "vector"
     if kind == "vector" and "bias" in site.attribute:

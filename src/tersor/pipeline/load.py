@@ -14,6 +14,7 @@ from tersor.artifact.io import load as load_tensors
 from tersor.errors import SpecError, in_context
 from tersor.measure.quality import evaluate_model
 from tersor.model.restore import fresh_model, restore_
+from tersor.pipeline.work import Work
 from tersor.progress import Progress, silent
 from tersor.result import Score
 from tersor.task import Batch, Task, check_is_task
@@ -67,14 +68,17 @@ def evaluate(
 ) -> Score:
     """The score of a ``.tersor`` file in a fresh model, on ``loader`` (default: the task's test data).
 
+    Activations are quantized at the points that the file has, as a runtime will do it.
     Raises as :func:`load` does, :class:`TaskError` where the outputs do not fit the score, and
     :class:`SpecError` for a device that is not there.
     """
     check_is_task(task)
     check_device(device)
     model = load(path, fresh_model(task)).to(device)
+    with Reader(path) as reader:
+        run = Work(model, reader.points).runnable(task)
     return evaluate_model(
-        model, task, task.test if loader is None else loader, device=device, progress=progress
+        run, task, task.test if loader is None else loader, device=device, progress=progress
     )
 
 

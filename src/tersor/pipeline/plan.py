@@ -8,12 +8,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-from tersor.artifact.io import write
 from tersor.measure.size import dense_bytes
 from tersor.model.attach import collect
 from tersor.model.restore import trained_model
-from tersor.pipeline.run import check_seed, check_task, file_speed, model_before, non_finite, step_seed
+from tersor.pipeline.run import check_seed, check_task, file_speed, non_finite, step_seed
 from tersor.pipeline.steps import Context, apply_step, without_training
+from tersor.pipeline.work import work_before, write_collected
 from tersor.recipe.load import load_recipe
 from tersor.spec import Recipe, Train
 from tersor.task import Task
@@ -66,12 +66,11 @@ def plan(task: Task, recipe: Recipe | str | Path = "deep-compression", *, seed: 
         for index, step in enumerate(wanted.steps):
             touched = []
             if not isinstance(step, Train):
-                model = model_before(task, collected, wanted, index)
+                work = work_before(task, collected, wanted, index)
                 context = Context(task, step_seed(seed, index))
-                touched = apply_step(model, without_training(step), context)
-                collected = collect(model)
-            tensors = collected.tensors.items()
-            ledger = write(path, tensors, aliases=collected.aliases, speed=file_speed(wanted))
+                touched = apply_step(work, without_training(step), context)
+                collected = work.collected()
+            ledger = write_collected(path, collected, file_speed(wanted))
             sizes = {row.name: row.size_bytes for row in ledger.rows}
             rows += [
                 PlanRow(
@@ -79,7 +78,7 @@ def plan(task: Task, recipe: Recipe | str | Path = "deep-compression", *, seed: 
                     tensor=one.name,
                     action="apply" if one.applied else "skip",
                     detail=one.detail,
-                    predicted_bytes=sizes[one.name] if one.applied else None,
+                    predicted_bytes=sizes.get(one.name) if one.applied else None,
                 )
                 for one in touched
             ]

@@ -17,22 +17,21 @@ from time import perf_counter
 from weakref import finalize
 
 import numpy as np
-from torch import nn
 
-from tersor.artifact.io import Reader, write
 from tersor.errors import SpecError, TaskError
 from tersor.measure.quality import check_asked_drop, compare, evaluate_model
 from tersor.measure.size import dense_bytes
-from tersor.model.attach import Collected, attach_collected_, collect
+from tersor.model.attach import Collected, collect
 from tersor.model.restore import trained_model
 from tersor.pipeline.load import check_device, evaluate
 from tersor.pipeline.result import ARTIFACT, Result, check_folder
 from tersor.pipeline.stages import Stage, StageStore
 from tersor.pipeline.steps import Context, apply_step
+from tersor.pipeline.work import read_collected, work_before, write_collected
 from tersor.progress import Progress, inside, silent
 from tersor.recipe.load import load_recipe
 from tersor.result import LayerRecord, Ledger, StageRecord
-from tersor.spec import Cluster, Code, Recipe, Speed, Train
+from tersor.spec import Code, Recipe, Speed, Train
 from tersor.task import Task, check_is_task
 from tersor.tensor.compressed import Raw
 from tersor.tensor.finite import count_non_finite
@@ -95,7 +94,7 @@ def _compress(store: StageStore, recipe: Recipe, context: Context, asked_drop: f
     task, device, progress = context.task, context.device, context.progress
     collected = _run_steps(recipe, store, context)
     path = store.work / ARTIFACT
-    ledger = write(path, collected.tensors.items(), aliases=collected.aliases, speed=file_speed(recipe))
+    ledger = write_collected(path, collected, file_speed(recipe))
     original = trained_model(task)
     telling = inside(progress, "baseline")
     baseline = evaluate_model(original.to(device), task, task.test, device=device, progress=telling)
@@ -132,21 +131,23 @@ def check_task(task: Task, recipe: Recipe, device: str = "cpu") -> None:
 
 
 def _run_steps(recipe: Recipe, store: StageStore, context: Context) -> Collected:
-    collected = _read_stage(store) if store.stages else collect(trained_model(context.task))
+    collected = (
+        read_collected(store.stages[-1].path) if store.stages else collect(trained_model(context.task))
+    )
     for index, step in enumerate(recipe.steps):
         if index < len(store.stages):
             context.progress(step.name, 1, 1, "done by an earlier run")
             continue
         path = store.path(index, step.name)
         with store.timing(path) as seconds:
-            model = model_before(context.task, collected, recipe, index)
+            work = work_before(context.task, collected, recipe, index)
+            work.model.to(context.device)
             inner = replace(
                 context, seed=step_seed(context.seed, index), checkpoint=path.with_suffix(".checkpoint")
             )
-            touched = apply_step(model.to(context.device), step, inner)
-            collected = collect(model)
-            speed = step.speed if isinstance(step, Code) else "fast"
-            ledger = write(path, collected.tensors.items(), aliases=collected.aliases, speed=speed)
+            touched = apply_step(work, step, inner)
+            collected = work.collected()
+            ledger = write_collected(path, collected, step.speed if isinstance(step, Code) else "fast")
             record = StageRecord(
                 step=step.name,
                 kind=step.kind,
@@ -157,22 +158,6 @@ def _run_steps(recipe: Recipe, store: StageStore, context: Context) -> Collected
             )
         store.add(Stage(path, record))
     return collected
-
-
-def _read_stage(store: StageStore) -> Collected:
-    with Reader(store.stages[-1].path) as reader:
-        return Collected({name: reader.read(name) for name in reader.names}, dict(reader.aliases))
-
-
-def model_before(task: Task, collected: Collected, recipe: Recipe, index: int) -> nn.Module:
-    """The model that step ``index`` starts from: a fresh one that holds ``collected``.
-
-    Its codebooks learn as the last clustering before that step says.
-    """
-    model = trained_model(task)
-    before = [step.update for step in recipe.steps[:index] if isinstance(step, Cluster)]
-    attach_collected_(model, collected, update=before[-1] if before else "gradient")
-    return model
 
 
 def check_seed(seed: int) -> int:

@@ -14,13 +14,17 @@ from torch import nn
 from tersor.calibrate.fisher import diagonal_fisher
 from tersor.errors import in_context
 from tersor.model.attach import attach_codebook, attach_mask, collect_one
+from tersor.model.grid import grid_of
+from tersor.model.program import GraphModel
 from tersor.model.select import Selected, Storage, select, storages
+from tersor.model.simulate import points_of
+from tersor.pipeline.work import Work
 from tersor.progress import Progress, inside, silent
 from tersor.result import Touched
-from tersor.spec import AMOUNTS, Cluster, Code, Prune, Step, Train
+from tersor.spec import AMOUNTS, Cluster, Code, Fold, Prune, Quantize, Step, Train
 from tersor.task import Task
 from tersor.tensor.cluster import cluster_tensor
-from tersor.tensor.compressed import Codebook
+from tersor.tensor.compressed import Affine, Codebook
 from tersor.tensor.masks import magnitude_masks
 from tersor.train.control import Control, GradualPruning, Reassignment, ranked_together
 from tersor.train.loop import fit
@@ -38,10 +42,10 @@ class Context:
     progress: Progress = silent
 
 
-def apply_step(model: nn.Module, step: Step, context: Context) -> list[Touched]:
-    """Run one step on ``model``, in place; returns what it did, tensor by tensor."""
+def apply_step(work: Work, step: Step, context: Context) -> list[Touched]:
+    """Run one step on ``work``, in place; returns what it did, tensor by tensor."""
     with in_context(f"step {step.name!r}"):
-        return _APPLY[type(step)](model, step, context)
+        return _APPLY[type(step)](work, step, context)
 
 
 def without_training(step: Step) -> Step:
@@ -54,14 +58,17 @@ def without_training(step: Step) -> Step:
             for rule in step.rules
         )
         return replace(step, train=None, importance="none", rules=rules)
+    if isinstance(step, Quantize):
+        return replace(step, train=None, rounding="nearest", batches=1)
     return step
 
 
-def _prune(model: nn.Module, step: Prune, context: Context) -> list[Touched]:
+def _prune(work: Work, step: Prune, context: Context) -> list[Touched]:
+    model = work.model
     selected = select(model, step)
     chosen = [one for one in selected if one.step is not None]
     if step.schedule == "gradual" and step.train is not None:
-        _train(model, step.train, _inside(step, context), [GradualPruning(model, chosen, step)])
+        _train(work, step.train, _inside(step, context), [GradualPruning(model, chosen, step)])
         return _report(model, selected)
     for ranked in ranked_together(chosen, step):
         amount = {name: getattr(ranked[0].step, name) for name in AMOUNTS}
@@ -71,11 +78,12 @@ def _prune(model: nn.Module, step: Prune, context: Context) -> list[Touched]:
         for one, mask in zip(ranked, masks, strict=True):
             attach_mask(model, one.storage, mask)
     if step.train is not None:
-        _train(model, step.train, _inside(step, context))
+        _train(work, step.train, _inside(step, context))
     return _report(model, selected)
 
 
-def _cluster(model: nn.Module, step: Cluster, context: Context) -> list[Touched]:
+def _cluster(work: Work, step: Cluster, context: Context) -> list[Touched]:
+    model = work.model
     selected = select(model, step)
     chosen = [one for one in selected if one.step is not None]
     specs = {one.storage.name: cast(Cluster, one.step) for one in chosen}
@@ -102,7 +110,7 @@ def _cluster(model: nn.Module, step: Cluster, context: Context) -> list[Touched]
     context.progress(step.name, len(chosen), len(chosen))
     if step.train is not None:
         controls = [Reassignment(model, chosen, step.reassign)] if step.reassign else []
-        _train(model, step.train, _inside(step, context), controls)
+        _train(work, step.train, _inside(step, context), controls)
     return _report(model, selected)
 
 
@@ -131,24 +139,67 @@ def _one_price(
     }
 
 
-def _fit(model: nn.Module, step: Train, context: Context) -> list[Touched]:
-    _train(model, step, context)
+def _fit(work: Work, step: Train, context: Context) -> list[Touched]:
+    _train(work, step, context)
     return []
 
 
-def _code(model: nn.Module, step: Code, context: Context) -> list[Touched]:
+def _code(work: Work, step: Code, context: Context) -> list[Touched]:
     """Nothing happens to the model: the writer reads the step when the file is made."""
     return []
 
 
-def _inside(step: Prune | Cluster, context: Context) -> Context:
+def _inside(step: Prune | Cluster | Quantize, context: Context) -> Context:
     """The context of the step's own training: its progress names the step."""
     return replace(context, progress=inside(context.progress, step.name))
 
 
-def _train(model: nn.Module, phase: Train, context: Context, controls: Sequence[Control] = ()) -> None:
-    fit(model, context.task, phase, seed=context.seed, device=context.device, controls=controls,
+def _fold(work: Work, step: Fold, context: Context) -> list[Touched]:
+    """Norms into the layers before them; then, if asked for, the ranges of neighbouring layers evened out."""
+    from tersor.calibrate.norms import reestimate_norms_
+    from tersor.model.fold import equalize_, fold_batch_norms_
+
+    if step.reestimate:
+        reestimate_norms_(work.model, context.task, step.reestimate, context.device)
+    folded = fold_batch_norms_(work.model, work.traced(context.task))
+    work.changes += folded.changes
+    rows = [Touched(one.path, True, "folded") for one in folded.changes if one.attribute == "identity"]
+    rows += [Touched(path, False, reason) for path, reason in folded.skipped]
+    if step.equalize:
+        evened = equalize_(work.model, work.traced(context.task))
+        rows += [Touched(path, True, "equalized") for path in evened.layers]
+        rows += [Touched(path, False, reason) for path, reason in evened.skipped]
+    return rows
+
+
+def _quantize(work: Work, step: Quantize, context: Context) -> list[Touched]:
+    from tersor.pipeline.quantize import calibrated_points, plan_quantization, quantize_weights_, report
+
+    planned = plan_quantization(work, step, context.task)
+    with Randomness(context.task.train or context.task.validation or ()).seeded(context.seed):
+        points = calibrated_points(
+            work, planned, step, context.task, device=context.device, progress=context.progress
+        )
+    quantize_weights_(work, planned, step)
+    work.points = tuple(one.point for one in points.values())
+    if step.train is not None:
+        _train(work, step.train, _inside(step, context), learn=step.learn_scales)
+    now = {storage.name: storage for storage in storages(work.model)}
+    final = {
+        one.storage.name: _describe(now[one.storage.name]) for one in planned.weights if one.step is not None
+    }
+    return report(planned, points, final)
+
+
+def _train(
+    work: Work, phase: Train, context: Context, controls: Sequence[Control] = (), *, learn: bool = False
+) -> None:
+    """Train the model, with its points in force if it has any; ``learn`` lets their scales train too."""
+    run = work.runnable(context.task, learn=learn)
+    fit(run, context.task, phase, seed=context.seed, device=context.device, controls=controls,
         checkpoint=context.checkpoint, progress=context.progress)  # fmt: skip
+    if isinstance(run, GraphModel):
+        work.points = points_of(run)
 
 
 def _report(model: nn.Module, selected: list[Selected]) -> list[Touched]:
@@ -170,12 +221,18 @@ def _describe(storage: Storage) -> str:
     if isinstance(compressed.form, Codebook):
         groups, levels = compressed.form.codebook.shape
         words.append(f"{levels} values" if groups == 1 else f"{groups} codebooks of {levels} values")
+    if isinstance(compressed.form, Affine):
+        scales = len(compressed.form.scale)
+        bits = grid_of(compressed).bits
+        words.append(f"{bits} bits, 1 scale" if scales == 1 else f"{bits} bits, {scales} scales")
     return ", ".join(words)
 
 
-_APPLY: Mapping[type[Step], Callable[[nn.Module, Any, Context], list[Touched]]] = {
+_APPLY: Mapping[type[Step], Callable[[Work, Any, Context], list[Touched]]] = {
     Prune: _prune,
     Cluster: _cluster,
+    Fold: _fold,
+    Quantize: _quantize,
     Train: _fit,
     Code: _code,
 }

@@ -42,3 +42,31 @@ def tidy_codebook(codes: NDArray[np.integer], codebook: F32 | F64, granularity: 
     return Codebook(
         renamed.reshape(-1)[flat].reshape(codes.shape), np.take_along_axis(tidy, last, axis=1), granularity
     )
+
+
+def int8_levels(codebook: F32 | F64) -> tuple[np.float32, NDArray[np.int8]] | None:
+    """(scale, levels) where one row of ``codebook`` is exactly scale * levels, from -127 to 127; else None.
+
+    The scale is that which puts the largest value at 127.
+
+    >>> int8_levels(snap_to_int8(np.array([[-1.0, 0.0, 0.5]], np.float32)))[1]
+    array([-127,    0,   64], dtype=int8)
+    """
+    if len(codebook) != 1 or codebook.dtype != np.float32 or not np.isfinite(codebook).all():
+        return None
+    values: F32 = codebook[0].astype(np.float32)
+    near = np.abs(values).max(initial=0) / np.float32(127)
+    if not near > 0:
+        return np.float32(1), np.zeros(values.shape, np.int8)
+    for scale in (near, np.nextafter(near, np.float32(0)), np.nextafter(near, np.float32(np.inf))):
+        levels = np.rint(values / scale)
+        if np.array_equal(levels * scale, values):
+            return scale, levels.astype(np.int8)
+    return None
+
+
+def snap_to_int8(codebook: F32) -> F32:
+    """The codebook moved to the int8 grid whose 127 is its largest value (in magnitude)."""
+    step = np.maximum(np.abs(codebook).max(initial=0), np.finfo(np.float32).tiny) / np.float32(127)
+    snapped: F32 = np.rint(codebook / step) * step
+    return snapped

@@ -1,0 +1,129 @@
+"""Watch activations while data runs through a model, and choose the points' scales from what was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tersor.errors import TaskError, TensorError, code_of_the_task, in_context
+from tersor.measure.quality import evaluating, to_device
+from tersor.model.program import GraphModel
+from tersor.model.trace import Traced
+from tersor.points import Key, QuantPoint, spell
+from tersor.progress import Progress, silent
+from tersor.task import Batch, Task
+from tersor.tensor.affine import Grid
+from tersor.tensor.ranges import RangeHistogram, clip_range, expected_error, grid_of_range
+
+Method = Literal["max", "moving-average", "percentile", "entropy", "mse"]
+CLIPPING_PAYS = 0.9  # of the squared error without clipping
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A point with its scale, and why that one."""
+
+    point: QuantPoint
+    method: Method
+    reason: str
+
+
+class Observer(nn.Module):
+    """A tap that counts what passes through it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = RangeHistogram()
+
+    def forward(self, value: Tensor) -> Tensor:
+        """The value itself."""
+        self.seen.update(value.detach().float().cpu().numpy())
+        return value
+
+
+@contextmanager
+def observing(
+    model: nn.Module, traced: Traced, values: Iterable[str]
+) -> Iterator[tuple[GraphModel, Mapping[str, RangeHistogram]]]:
+    """The model with an observer on each of ``values``, in evaluation mode, and what they will have seen.
+
+    Afterwards the model is as it was.
+    """
+    observers = {value: Observer() for value in values}
+    run = GraphModel(model, traced, observers)
+    with evaluating(run), torch.no_grad():
+        yield run, {value: observer.seen for value, observer in observers.items()}
+
+
+def calibration_batches(task: Task, batches: int) -> Iterator[Batch]:
+    """The first ``batches`` of the training data, else of the validation data; never of the test data.
+
+    Raises :class:`TaskError` if there are neither.
+    """
+    loader = task.validation if task.train is None else task.train
+    if loader is None:
+        raise TaskError(f"task {task.name!r} has neither train nor validation data: scales of activations "
+                        "are calibrated on one of them")  # fmt: skip
+    empty = True
+    for batch in islice(iter(loader), batches):
+        empty = False
+        yield batch
+    if empty:
+        raise TaskError(f"task {task.name!r}: the data to calibrate on is empty")
+
+
+def run_calibration(
+    run: nn.Module, task: Task, batches: int, *, device: str = "cpu", progress: Progress = silent
+) -> None:
+    """Run the model on the batches, for what its observers see."""
+    for at, batch in enumerate(calibration_batches(task, batches)):
+        with code_of_the_task(f"task {task.name!r}: forward"):
+            task.forward(run, to_device(batch, device))
+        progress("calibrate", at + 1, batches)
+
+
+def calibrate(
+    seen: Mapping[str, RangeHistogram],
+    keys: Mapping[str, Key],
+    *,
+    bits: int = 8,
+    method: Method | Literal["auto"] = "auto",
+    percentile: float = 99.99,
+) -> dict[str, Calibrated]:
+    """A point for each value: unsigned codes, a zero point where there are negative values.
+
+    ``auto`` takes the whole range, unless clipping it makes the expected squared error at least a tenth
+    smaller. Raises :class:`TensorError` where a value was never seen, or was NaN or Inf.
+    """
+    grid = Grid(bits=bits, symmetric=False, signed=False)
+    return {value: _calibrate(seen[value], key, grid, method, percentile) for value, key in keys.items()}
+
+
+def _calibrate(
+    seen: RangeHistogram, key: Key, grid: Grid, method: Method | Literal["auto"], percentile: float
+) -> Calibrated:
+    with in_context(spell(key)):
+        if not seen.count:
+            raise TensorError("no value was seen in calibration: more batches, or leave the layer out")
+        chosen, reason = method, "asked for"
+        if method == "auto":
+            chosen, reason = _better(seen, grid)
+        low, high = clip_range(seen, grid, chosen, percentile=percentile)
+        scale, zero_point = grid_of_range(low, high, grid)
+        point = QuantPoint(*key, bits=grid.bits, signed=False, scale=float(scale), zero_point=int(zero_point))
+        return Calibrated(point, chosen, reason)  # type: ignore[arg-type]
+
+
+def _better(seen: RangeHistogram, grid: Grid) -> tuple[Method, str]:
+    errors = {
+        method: expected_error(seen, grid, *clip_range(seen, grid, method)) for method in ("max", "mse")
+    }
+    if errors["mse"] < CLIPPING_PAYS * errors["max"]:
+        return "mse", f"clipping lowers the expected squared error by {1 - errors['mse'] / errors['max']:.0%}"
+    return "max", "clipping gains less than a tenth of the squared error"

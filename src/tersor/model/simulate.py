@@ -1,0 +1,95 @@
+"""A model whose activations are quantized at its points, as a runtime will do it: to score, or to train."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+from tersor.errors import VerificationError, did_you_mean
+from tersor.model.program import GraphModel
+from tersor.model.trace import Traced
+from tersor.points import INPUT, Key, QuantPoint, spell
+from tersor.tensor.fake import fake_quantize, lsq_quantize
+
+TINY = 1e-12
+
+
+class FakePoint(nn.Module):
+    """A tap that rounds a value to the codes of a point; inside the range the gradient goes straight through.
+
+    With ``learn`` its scale is a parameter (Esser et al. 2020), the zero point stays.
+    """
+
+    scale: Tensor
+
+    def __init__(self, point: QuantPoint, *, learn: bool = False) -> None:
+        super().__init__()
+        self.template = point
+        scale = torch.tensor(point.scale, dtype=torch.float32)
+        if learn and not point.dynamic:
+            self.scale = nn.Parameter(scale)
+        else:
+            self.register_buffer("scale", scale)
+
+    def forward(self, value: Tensor) -> Tensor:
+        """The value, rounded."""
+        point = self.template
+        if point.dynamic:
+            scale, zero_point = _range_of(value.detach(), point)
+            return fake_quantize(value, scale, zero_point, point.low, point.high)
+        if not isinstance(self.scale, nn.Parameter):
+            return fake_quantize(value, self.scale, point.zero_point, point.low, point.high)
+        pull = 1 / sqrt(value[0].numel() * max(point.high, 1))
+        return lsq_quantize(value, self.scale, point.zero_point, point.low, point.high, pull)
+
+    def point(self) -> QuantPoint:
+        """The point with the scale as it is now."""
+        old = self.template
+        scale = float(self.scale.detach().abs().clamp(min=TINY)) if not old.dynamic else 0.0
+        return QuantPoint(*old.key, bits=old.bits, signed=old.signed, scale=scale, zero_point=old.zero_point)
+
+
+def simulated(
+    model: nn.Module,
+    traced: Traced,
+    points: Iterable[QuantPoint],
+    *,
+    learn: bool = False,
+    frozen_norms: bool = False,
+) -> GraphModel:
+    """``model`` with each of ``points`` on the value that it names; weights are as they are in the model.
+
+    Raises :class:`VerificationError` for a point that the model has no value for.
+    """
+    values = values_of(traced)
+    taps: dict[str, nn.Module] = {}
+    for point in points:
+        if point.key not in values:
+            known = [spell(key) for key in values]
+            hint = did_you_mean(spell(point.key), known)
+            raise VerificationError(f"the model has no value for the point {spell(point.key)}.{hint}")
+        taps[values[point.key]] = FakePoint(point, learn=learn)
+    device = next((one.device for one in model.parameters()), torch.device("cpu"))
+    return GraphModel(model, traced, taps, frozen_norms=frozen_norms).to(device)
+
+
+def points_of(run: GraphModel) -> tuple[QuantPoint, ...]:
+    """The points of a simulated model as they are now, in the order of the graph."""
+    return tuple(tap.point() for tap in run.taps if isinstance(tap, FakePoint))
+
+
+def values_of(traced: Traced) -> Mapping[Key, str]:
+    """The value that each key of the graph names."""
+    inputs = {("", INPUT, at): name for at, name in enumerate(traced.inputs)}
+    return inputs | {one.key: one.output for one in traced.operations}
+
+
+def _range_of(value: Tensor, point: QuantPoint) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of one batch, as ONNX's DynamicQuantizeLinear takes them."""
+    low, high = value.min().clamp(max=0.0), value.max().clamp(min=0.0)
+    scale = ((high - low) / (point.high - point.low)).float().clamp(min=TINY)
+    zero_point = (point.low - low / scale).round().clamp(point.low, point.high).to(torch.int32)
+    return scale, zero_point

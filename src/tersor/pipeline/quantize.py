@@ -1,0 +1,159 @@
+"""The quantize step: which operations become integer, calibrated activations, weights on grids, training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+
+from tersor.calibrate.activations import Calibrated, calibrate, observing, run_calibration
+from tersor.errors import TargetError, in_context
+from tersor.model.attach import attach_codebook, attach_grid, collect_one
+from tersor.model.select import Selected, select
+from tersor.model.storage import Storage
+from tersor.model.trace import Traced
+from tersor.pipeline.work import Work
+from tersor.points import Decision, Placement, QuantPoint, place, spell
+from tersor.progress import Progress, inside
+from tersor.result import Touched
+from tersor.spec import Quantize
+from tersor.task import Task
+from tersor.tensor.affine import Grid, to_float16
+from tersor.tensor.codebook import snap_to_int8
+from tersor.tensor.compressed import Codebook, CompressedTensor
+from tersor.tensor.groups import Granularity
+from tersor.tensor.histogram import F32
+from tersor.tensor.scales import quantize_tensor
+
+HALF = 16
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a quantize step will do: the weights, and what was decided of the operations."""
+
+    traced: Traced
+    weights: tuple[Selected, ...]
+    placement: Placement
+
+
+def plan_quantization(work: Work, step: Quantize, task: Task) -> Planned:
+    """Select weights, trace the model and place its points; nothing changes.
+
+    Raises :class:`TargetError` where no operation and no weight would be quantized.
+    """
+    selected = select(work.model, step)
+    chosen = [one for one in selected if one.step is not None]
+    if not chosen:
+        raise TargetError(
+            "no weight is left to quantize: every one is skipped (see the reasons in a dry run)"
+        )
+    traced = work.traced(task)
+    integer = (
+        []
+        if step.activations == "none"
+        else [name for one in chosen if _bits(one) <= 8 for name in (one.storage.name, *one.storage.aliases)]
+    )
+    dynamic = step.activations == "dynamic"
+    return Planned(traced, tuple(selected), place(traced.operations, traced.inputs, integer, dynamic=dynamic))
+
+
+def calibrated_points(
+    work: Work, planned: Planned, step: Quantize, task: Task, *, device: str, progress: Progress
+) -> dict[str, Calibrated]:
+    """The points of a step by the value that they sit on; dynamic ones need no data."""
+    keys = planned.placement.points
+    if step.activations == "dynamic":
+        return {
+            value: Calibrated(QuantPoint(*key, bits=step.activation_bits), "max", "from each batch")
+            for value, key in keys.items()
+        }
+    if not keys:
+        return {}
+    with observing(work.model, planned.traced, keys) as (run, seen):
+        run_calibration(run, task, step.batches, device=device, progress=inside(progress, step.name))
+        return calibrate(
+            seen, keys, bits=step.activation_bits, method=step.calibrator, percentile=step.percentile
+        )
+
+
+def quantize_weights_(work: Work, planned: Planned, step: Quantize) -> None:
+    """Put the selected weights on their grids; a training step keeps the dense weights behind them."""
+    for one in planned.weights:
+        if one.step is None:
+            continue
+        spec = cast(Quantize, one.step)
+        with in_context(one.storage.name):
+            _quantize_weight(work, one.storage, spec, training=step.train is not None)
+
+
+def grid_for(spec: Quantize, dimensions: int) -> Grid:
+    """The grid of a weight; one with fewer than two dimensions has one scale."""
+    kind = spec.granularity if dimensions > 1 else "tensor"
+    granularity = Granularity(
+        kind, spec.axis if kind != "tensor" else 0, spec.block_size if kind == "block" else 0
+    )
+    return Grid(
+        spec.bits, spec.symmetric, spec.signed, spec.narrow and spec.bits > 1, spec.power_of_two, granularity
+    )
+
+
+def report(planned: Planned, points: Mapping[str, Calibrated], final: Mapping[str, str]) -> list[Touched]:
+    """What became of each weight, and of each operation that has weights or could be integer."""
+    rows = [
+        Touched(one.storage.name, one.step is not None, final.get(one.storage.name, one.reason))
+        for one in planned.weights
+    ]
+    by_key = {one.point.key: one for one in points.values()}
+    return rows + [
+        Touched(spell(one.operation.key), one.action == "integer", _words(one, by_key))
+        for one in planned.placement.decisions
+    ]
+
+
+def _words(decision: Decision, points: Mapping[tuple[str, str, int], Calibrated]) -> str:
+    words = [decision.action, decision.reason]
+    found = points.get(decision.operation.key)
+    if found is not None:
+        point = found.point
+        scale = "dynamic" if point.dynamic else f"scale {point.scale:.4g}, zero point {point.zero_point}"
+        words += [
+            f"output {point.bits} bits, {scale}",
+            found.reason if point.dynamic else f"{found.method}: {found.reason}",
+        ]
+    return "; ".join(word for word in words if word)
+
+
+def _quantize_weight(work: Work, storage: Storage, spec: Quantize, *, training: bool) -> None:
+    held = collect_one(storage)
+    if spec.bits == HALF:
+        _replace_values(storage, to_float16(storage.dense()))
+        return
+    if isinstance(held.form, Codebook):
+        form = replace(held.form, codebook=_snapped(held.form))
+        attach_codebook(work.model, storage, replace(held, form=form))
+        return
+    grid = grid_for(spec, len(storage.shape))
+    compressed = quantize_tensor(
+        storage.dense().cpu(), grid, method=spec.scale, percentile=spec.percentile, mask=storage.mask()
+    )
+    attach_grid(work.model, storage, compressed, grid, latent=training, learn=training and spec.learn_scales)
+
+
+def _snapped(form: Codebook) -> F32:
+    if len(form.codebook) != 1:
+        raise TargetError(f"it has {len(form.codebook)} codebooks, and only one can lie on an int8 grid: "
+                          "cluster it per tensor, or skip it here")  # fmt: skip
+    return snap_to_int8(form.codebook.astype("float32"))
+
+
+def _replace_values(storage: Storage, compressed: CompressedTensor) -> None:
+    with torch.no_grad():
+        original = storage.originals()[0] if storage.parametrization else storage.dense()
+        original.copy_(compressed.decode().to(original))
+
+
+def _bits(selected: Selected) -> int:
+    return cast(Quantize, selected.step).bits
