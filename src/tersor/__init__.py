@@ -26,13 +26,14 @@ if TYPE_CHECKING:
         TersorError,
         VerificationError,
     )
+    from tersor.pipeline.export import evaluate_onnx, export_model
     from tersor.pipeline.load import evaluate, load
     from tersor.pipeline.pack import pack, unpack
     from tersor.pipeline.plan import plan
     from tersor.pipeline.result import Result
     from tersor.pipeline.run import compress
     from tersor.recipe.load import load_recipe
-    from tersor.spec import Cluster, Code, Prune, Recipe, Rule, Train
+    from tersor.spec import Cluster, Code, Fold, Prune, Quantize, Recipe, Rule, Smooth, Train
     from tersor.task import Task
     from tersor.tensor.compressed import CompressedTensor
 
@@ -44,6 +45,8 @@ _HOME = {
     "plan": "pipeline.plan",
     "Result": "pipeline.result",
     "evaluate": "pipeline.load",
+    "export_model": "pipeline.export",
+    "evaluate_onnx": "pipeline.export",
     "save": "artifact.io",
     "load": "pipeline.load",
     "Reader": "artifact.io",
@@ -54,6 +57,9 @@ _HOME = {
     "Rule": "spec",
     "Prune": "spec",
     "Cluster": "spec",
+    "Fold": "spec",
+    "Smooth": "spec",
+    "Quantize": "spec",
     "Train": "spec",
     "Code": "spec",
     "CompressedTensor": "tensor.compressed",
@@ -74,12 +80,15 @@ __all__ = [
     "Code",
     "CompressedTensor",
     "ExportError",
+    "Fold",
     "FormatError",
     "Prune",
+    "Quantize",
     "Reader",
     "Recipe",
     "Result",
     "Rule",
+    "Smooth",
     "SpecError",
     "TargetError",
     "Task",
@@ -90,6 +99,8 @@ __all__ = [
     "VerificationError",
     "compress",
     "evaluate",
+    "evaluate_onnx",
+    "export_model",
     "load",
     "load_recipe",
     "pack",

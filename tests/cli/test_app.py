@@ -88,7 +88,7 @@ def test_help_lists_every_command_in_full(capsys):
     assert app.run(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(
-        f"  {name} " in text for name in ("compress", "inspect", "evaluate", "pack", "unpack", "recipe")
+        f"  {name} " in text for name in ("compress", "inspect", "evaluate", "export", "pack", "unpack", "recipe")
     )
     assert "..." not in text.partition("Commands:")[2]
 

@@ -19,9 +19,9 @@ from tersor.points import Key, QuantPoint, spell
 from tersor.progress import Progress, silent
 from tersor.task import Batch, Task
 from tersor.tensor.affine import Grid
-from tersor.tensor.ranges import RangeHistogram, clip_range, expected_error, grid_of_range
+from tersor.tensor.ranges import RangeHistogram, RangeMethod, clip_range, expected_error, grid_of_range
 
-Method = Literal["max", "moving-average", "percentile", "entropy", "mse"]
+_CANDIDATES: tuple[RangeMethod, RangeMethod] = ("max", "mse")
 CLIPPING_PAYS = 0.9  # of the squared error without clipping
 
 
@@ -30,7 +30,7 @@ class Calibrated:
     """A point with its scale, and why that one."""
 
     point: QuantPoint
-    method: Method
+    method: RangeMethod
     reason: str
 
 
@@ -93,7 +93,7 @@ def calibrate(
     keys: Mapping[str, Key],
     *,
     bits: int = 8,
-    method: Method | Literal["auto"] = "auto",
+    method: RangeMethod | Literal["auto"] = "auto",
     percentile: float = 99.99,
 ) -> dict[str, Calibrated]:
     """A point for each value: unsigned codes, a zero point where there are negative values.
@@ -106,24 +106,20 @@ def calibrate(
 
 
 def _calibrate(
-    seen: RangeHistogram, key: Key, grid: Grid, method: Method | Literal["auto"], percentile: float
+    seen: RangeHistogram, key: Key, grid: Grid, method: RangeMethod | Literal["auto"], percentile: float
 ) -> Calibrated:
     with in_context(spell(key)):
         if not seen.count:
             raise TensorError("no value was seen in calibration: more batches, or leave the layer out")
-        chosen, reason = method, "asked for"
-        if method == "auto":
-            chosen, reason = _better(seen, grid)
+        chosen, reason = _better(seen, grid) if method == "auto" else (method, "asked for")
         low, high = clip_range(seen, grid, chosen, percentile=percentile)
         scale, zero_point = grid_of_range(low, high, grid)
         point = QuantPoint(*key, bits=grid.bits, signed=False, scale=float(scale), zero_point=int(zero_point))
-        return Calibrated(point, chosen, reason)  # type: ignore[arg-type]
+        return Calibrated(point, chosen, reason)
 
 
-def _better(seen: RangeHistogram, grid: Grid) -> tuple[Method, str]:
-    errors = {
-        method: expected_error(seen, grid, *clip_range(seen, grid, method)) for method in ("max", "mse")
-    }
-    if errors["mse"] < CLIPPING_PAYS * errors["max"]:
-        return "mse", f"clipping lowers the expected squared error by {1 - errors['mse'] / errors['max']:.0%}"
+def _better(seen: RangeHistogram, grid: Grid) -> tuple[RangeMethod, str]:
+    whole, clipped = (expected_error(seen, grid, *clip_range(seen, grid, one)) for one in _CANDIDATES)
+    if clipped < CLIPPING_PAYS * whole:
+        return "mse", f"clipping lowers the expected squared error by {1 - clipped / whole:.0%}"
     return "max", "clipping gains less than a tenth of the squared error"

@@ -16,6 +16,7 @@ import click
 from tersor import __version__
 from tersor.cli.compress import compress
 from tersor.cli.evaluate import evaluate
+from tersor.cli.export import export
 from tersor.cli.inspect import inspect
 from tersor.cli.pack import pack, unpack
 from tersor.cli.recipe import recipe
@@ -34,7 +35,7 @@ def cli() -> None:
     """
 
 
-for _command in (compress, inspect, evaluate, pack, unpack, recipe):
+for _command in (compress, inspect, evaluate, export, pack, unpack, recipe):
     cli.add_command(_command)
 
 

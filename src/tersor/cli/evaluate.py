@@ -1,4 +1,4 @@
-"""``tersor evaluate``: the score of a file, in a fresh model."""
+"""``tersor evaluate``: the score of a file, in a fresh model or in a runtime."""
 
 from __future__ import annotations
 
@@ -12,16 +12,33 @@ from tersor.cli import console
 @click.command()
 @click.argument("task")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--runtime", help="Where an ONNX file runs: onnxruntime (default) or openvino.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Threads of the runtime.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="The score as JSON on stdout.")
-def evaluate(task: str, file: Path, as_json: bool) -> None:
-    """Score a .tersor file in a fresh model of a task."""
+def evaluate(task: str, file: Path, runtime: str | None, threads: int, as_json: bool) -> None:
+    """Score a file: a .tersor in a fresh model, an .onnx in a runtime."""
     with console.json_alone(as_json) as emit:
         import tersor
         from tersor.cli.task_ref import load_task
         from tersor.report import format_bytes, format_number
 
+        served = file.suffix == ".onnx"
+        if runtime is not None and not served:
+            raise click.BadParameter(
+                f"{str(file)!r} is no .onnx file: export it first (tersor export)", param_hint="'--runtime'"
+            )
         with console.progress() as progress:
-            score = tersor.evaluate(load_task(task), file, progress=progress)
+            if served:
+                score = tersor.evaluate_onnx(
+                    load_task(task),
+                    file,
+                    runtime=runtime or "onnxruntime",
+                    threads=threads,
+                    progress=progress,
+                )
+            else:
+                score = tersor.evaluate(load_task(task), file, progress=progress)
         size = file.stat().st_size
         interval = ""
         if score.low is not None and score.high is not None:

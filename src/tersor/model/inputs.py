@@ -47,7 +47,7 @@ def model_inputs(task: Task, model: nn.Module) -> Inputs:
     test data. A dimension varies if it is the first, or if the first eight batches differ in it. Raises
     :class:`TaskError` for an empty loader, and where ``forward`` does not call the model.
     """
-    calls = [_called_with(task, model, batch) for batch in islice(iter(task.test), _LOOKED_AT)]
+    calls = [model_call(task, model, batch) for batch in islice(iter(task.test), _LOOKED_AT)]
     if not calls:
         raise TaskError(f"task {task.name!r}: the test loader is empty; give one with at least one sample")
     if task.example_inputs is not None:
@@ -59,7 +59,8 @@ def model_inputs(task: Task, model: nn.Module) -> Inputs:
     return Inputs(tuple(args), dict(kwargs), dynamic)
 
 
-def _called_with(task: Task, model: nn.Module, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def model_call(task: Task, model: nn.Module, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with which the task's ``forward`` calls the model on a batch: (args, kwargs)."""
     seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

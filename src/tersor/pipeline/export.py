@@ -1,0 +1,102 @@
+"""A ``.tersor`` file into another runtime's format, and the user's score there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from tersor.artifact.io import Reader
+from tersor.artifact.writer import disk_errors, replacing
+from tersor.errors import SpecError, did_you_mean, in_context
+from tersor.export.check import Agreement, check_agreement
+from tersor.export.onnx import onnx_bytes
+from tersor.export.runtimes import Precision, open_session
+from tersor.export.served import ServedModel, output_structure
+from tersor.measure.quality import evaluate_model
+from tersor.model.inputs import model_call, model_inputs
+from tersor.model.restore import fresh_model
+from tersor.model.trace import trace
+from tersor.pipeline.load import load
+from tersor.pipeline.work import Work
+from tersor.progress import Progress, inside, silent
+from tersor.result import Score
+from tersor.task import Batch, Task, check_is_task
+
+FORMATS = ("onnx",)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported file: where it is, and how well it agrees with the model it was made of."""
+
+    path: Path
+    format: str
+    size_bytes: int
+    runtime: str
+    agreement: Agreement
+
+
+def export_model(
+    task: Task,
+    path: str | Path,
+    out: str | Path,
+    *,
+    format: str = "onnx",  # the option's name
+    runtime: str = "onnxruntime",
+    batches: int = 4,
+    progress: Progress = silent,
+) -> Exported:
+    """Write a ``.tersor`` file as ONNX, run it, and put it at ``out`` if it agrees with the model.
+
+    The written file runs in ``runtime`` on the first ``batches`` of the test data; its outputs have to be
+    those of the model with its activations quantized in PyTorch, within one step of an 8-bit output. Raises
+    :class:`VerificationError` otherwise, :class:`ExportError` for a model that the format cannot hold; an
+    older file at ``out`` is then as it was.
+    """
+    check_is_task(task)
+    if format not in FORMATS:
+        raise SpecError(f"format is {format!r}.{did_you_mean(format, FORMATS)}")
+    model = load(path, fresh_model(task)).eval()
+    traced = trace(model, model_inputs(task, model))
+    with in_context(str(path)), Reader(path) as reader:
+        tensors = {name: reader.read(name) for name in reader.names}
+        points = reader.points
+    progress("export", 0.0, 1.0)
+    content = onnx_bytes(traced, tensors, points)
+    session = open_session(content, runtime)
+    reference = Work(model, points).runnable(task)
+    agreement = check_agreement(
+        task, reference.eval(), session, islice(iter(task.test), batches), progress=inside(progress, "export")
+    )
+    target = Path(out)
+    with replacing(target) as partial, disk_errors(target):
+        partial.write_bytes(content)
+    return Exported(target, format, target.stat().st_size, session.description, agreement)
+
+
+def evaluate_onnx(
+    task: Task,
+    path: str | Path,
+    *,
+    runtime: str = "onnxruntime",
+    threads: int = 1,
+    precision: Precision = "f32",
+    loader: Iterable[Batch] | None = None,
+    progress: Progress = silent,
+) -> Score:
+    """The task's own score of an ONNX file in a runtime, on ``loader`` (default: the test data).
+
+    Raises :class:`ExportError` where the runtime does not take the file or its inputs.
+    """
+    check_is_task(task)
+    session = open_session(path, runtime, threads=threads, precision=precision)
+    model = fresh_model(task).eval()
+    first = next(iter(task.test))
+    args, kwargs = model_call(task, model, first)
+    with torch.no_grad():
+        served = ServedModel(session, output_structure(model(*args, **kwargs)))
+    return evaluate_model(served, task, task.test if loader is None else loader, progress=progress)
