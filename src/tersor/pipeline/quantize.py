@@ -14,6 +14,7 @@ from tersor.model.attach import attach_codebook, attach_grid, collect_one
 from tersor.model.select import Selected, select
 from tersor.model.storage import Storage
 from tersor.model.trace import Traced
+from tersor.patterns import matches
 from tersor.pipeline.work import Work
 from tersor.points import Decision, Placement, QuantPoint, place, spell
 from tersor.progress import Progress, inside
@@ -57,7 +58,11 @@ def plan_quantization(work: Work, step: Quantize, task: Task) -> Planned:
         else [name for one in chosen if _bits(one) <= 8 for name in (one.storage.name, *one.storage.aliases)]
     )
     dynamic = step.activations == "dynamic"
-    return Planned(traced, tuple(selected), place(traced.operations, traced.inputs, integer, dynamic=dynamic))
+    return Planned(
+        traced,
+        tuple(selected),
+        place(traced.operations, traced.inputs, integer, _left_out(traced, step), dynamic=dynamic),
+    )
 
 
 def calibrated_points(
@@ -153,6 +158,16 @@ def _replace_values(storage: Storage, compressed: CompressedTensor) -> None:
     with torch.no_grad():
         original = storage.originals()[0] if storage.parametrization else storage.dense()
         original.copy_(compressed.decode().to(original))
+
+
+def _left_out(traced: Traced, step: Quantize) -> dict[str, str]:
+    """The module paths that a rule skips, with the reason; the last rule that matches decides."""
+    found = {}
+    for path in {one.path for one in traced.operations if one.path}:
+        rules = [rule for rule in step.rules if matches(rule.match, path)]
+        if rules and rules[-1].skip:
+            found[path] = f"rule {rules[-1].match!r} skips it"
+    return found
 
 
 def _bits(selected: Selected) -> int:
