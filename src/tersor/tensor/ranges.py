@@ -74,7 +74,7 @@ def clip_range(
     if grid.symmetric or low == 0 or high == 0:
         size = len(seen.outward())
         # Edges of bins; near 0, where these lie far apart, thresholds a percent from each other.
-        ends = np.append(np.arange(1, size + 1), np.geomspace(1 / 4, min(size, 100), 600))
+        ends: F64 = np.append(np.arange(1, size + 1), np.geomspace(1 / 4, min(size, 100), 600))
         ends = np.unique(ends) * seen.width
         lows, highs = np.maximum(-ends, low), np.minimum(ends, high)
     else:
