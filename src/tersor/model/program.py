@@ -70,6 +70,11 @@ class GraphModel(nn.Module):
         ]
         return pytree.tree_unflatten(wanted, self.traced.program.call_spec.out_spec)
 
+    @property
+    def tapped(self) -> dict[str, nn.Module]:
+        """The taps by the value that they are on."""
+        return dict(zip(self._tapped, self.taps, strict=True))
+
     def _flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         wanted = self.traced.program.call_spec.in_spec
         if kwargs:
