@@ -14,6 +14,7 @@ from typing import NoReturn
 import click
 
 from tersor import __version__
+from tersor.cli.bench import bench
 from tersor.cli.compress import compress
 from tersor.cli.evaluate import evaluate
 from tersor.cli.export import export
@@ -35,7 +36,7 @@ def cli() -> None:
     """
 
 
-for _command in (compress, inspect, evaluate, export, pack, unpack, recipe):
+for _command in (compress, inspect, evaluate, export, bench, pack, unpack, recipe):
     cli.add_command(_command)
 
 
