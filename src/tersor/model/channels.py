@@ -55,15 +55,15 @@ class Layer:
         mask = self.weight.mask()
         return None if mask is None else torch.from_numpy(mask).to(self.weight.dense().device)
 
-    def spread(self, factors: Tensor, side: Side) -> Tensor:
-        """One factor a channel of what it makes or reads -> a tensor that broadcasts over the weight."""
-        shape = self.weight.shape
-        ones = (1,) * (len(shape) - 2)
+    def scaled(self, weight: Tensor, factors: Tensor, side: Side) -> Tensor:
+        """``weight`` times one factor for each channel of what the layer makes or reads."""
+        rows, columns, *rest = weight.shape
         if self._leads(side):
-            return factors.reshape(-1, 1, *ones)
-        groups = self._groups
-        wide = factors.reshape(groups, 1, shape[1]).expand(groups, shape[0] // groups, shape[1])
-        return wide.reshape(shape[0], shape[1], *ones)
+            wide = factors.reshape(-1, 1)
+        else:
+            by_group = factors.reshape(self._groups, 1, columns)
+            wide = by_group.expand(-1, rows // self._groups, -1).reshape(rows, columns)
+        return weight * wide.reshape(*wide.shape, *(1 for _ in rest))
 
     def ranges(self, weight: Tensor, side: Side) -> Tensor:
         """The largest magnitude in each channel of what the layer makes or reads, (channels,)."""

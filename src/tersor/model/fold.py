@@ -76,7 +76,7 @@ def _fold(model: nn.Module, layers: Layers, node: fx.Node) -> list[Change] | str
         return f"{layer.path} has no bias, and a forward of its own that may not add one"
     path = module_path(node)
     scale, shift = _affine(cast(_BatchNorm, model.get_submodule(path)))
-    weight = layer.read_weight() * layer.spread(scale, "output")
+    weight = layer.scaled(layer.read_weight(), scale, "output")
     bias = shift if layer.bias is None else layer.bias.dense().double() * scale + shift
     dtype = layer.weight.dtype
     if not fits(weight, dtype) or not fits(bias, dtype):
@@ -170,50 +170,50 @@ def equalize_(model: nn.Module, traced: Traced) -> Equalized:
             first, second = (held.setdefault(one.node, _Scaled(one)) for one in found)
             pairs.append((first, second))
         _even_out_(pairs)
-        changed = [one for one in held.values() if one.changed]
-        for one in changed:
-            one.check()
-        for one in changed:
-            one.write_()
-    order = {node: at for at, node in enumerate(traced.graph.nodes)}
-    changed.sort(key=lambda one: order[one.layer.node])
-    return Equalized(tuple(one.layer.path for one in changed), tuple(skipped))
+        order = [held[node].layer for node in traced.graph.nodes if node in held and held[node].changed()]
+        for layer, (weight, bias) in [(layer, held[layer.node].values()) for layer in order]:
+            layer.write_weight_(weight)
+            if layer.bias is not None and bias is not None:
+                layer.bias.dense().copy_(bias)
+    return Equalized(tuple(layer.path for layer in order), tuple(skipped))
 
 
 class _Scaled:
-    """A layer's weight and bias in float64, while factors are multiplied into them."""
+    """A layer and the factors of what it makes and reads, while they are looked for."""
 
     def __init__(self, layer: Layer) -> None:
+        kept, sizes = layer.kept(), layer.read_weight().abs()
+        sizes = sizes if kept is None else sizes * kept
         self.layer = layer
-        self.weight = layer.read_weight()
-        self.bias = None if layer.bias is None else layer.bias.dense().double()
-        self.kept = layer.kept()
-        self.changed = False
+        self.sizes = sizes.flatten(2).amax(2) if sizes.ndim > 2 else sizes  # one number a kernel will do
+        made, read = (torch.ones_like(self.ranges(side)) for side in ("output", "input"))
+        self.factors: dict[Side, Tensor] = {"output": made, "input": read}
 
     def ranges(self, side: Side) -> Tensor:
-        """Of what is not pruned, by channel."""
-        weight = self.weight if self.kept is None else self.weight * self.kept
-        return self.layer.ranges(weight, side)
+        """The largest magnitude in each channel, of what is not pruned."""
+        return self.layer.ranges(self.sizes, side)
 
     def multiply_(self, factors: Tensor, side: Side) -> None:
         """Scale what the layer makes, or what it reads."""
-        self.weight *= self.layer.spread(factors, side)
-        if side == "output" and self.bias is not None:
-            self.bias *= factors
-        self.changed = self.changed or not bool((factors == 1).all())
+        self.sizes = self.layer.scaled(self.sizes, factors, side)
+        self.factors[side] *= factors
 
-    def check(self) -> None:
-        """Raise :class:`TensorError` where :meth:`write_` would write infinities."""
-        dtype = self.layer.weight.dtype
-        if not fits(self.weight, dtype) or not (self.bias is None or fits(self.bias, dtype)):
-            raise TensorError(f"equalized, {self.layer.path} would not be finite in "
+    def changed(self) -> bool:
+        """Whether any factor is not 1."""
+        return any(not bool((one == 1).all()) for one in self.factors.values())
+
+    def values(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias with the factors in, in their dtype; :class:`TensorError` if not finite there."""
+        layer = self.layer
+        weight = layer.read_weight()
+        for side, factors in self.factors.items():
+            weight = layer.scaled(weight, factors, side)
+        bias = None if layer.bias is None else layer.bias.dense() * self.factors["output"]
+        dtype = layer.weight.dtype
+        if not fits(weight, dtype) or not (bias is None or fits(bias, dtype)):
+            raise TensorError(f"equalized, {layer.path} would not be finite in "
                               f"{str(dtype).removeprefix('torch.')}: fold without equalizing")  # fmt: skip
-
-    def write_(self) -> None:
-        """Put the values into the model."""
-        self.layer.write_weight_(self.weight)
-        if self.layer.bias is not None and self.bias is not None:
-            self.layer.bias.dense().copy_(self.bias)
+        return weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 def _even_out_(pairs: Sequence[tuple[_Scaled, _Scaled]]) -> None:
