@@ -185,6 +185,14 @@ def test_a_pair_that_stands_alone():
     assert told["alone_dq"] == "makes floats of what QuantizeLinear alone_q made, for Sin"
 
 
+def test_a_tensor_whose_shape_alone_is_read_costs_nothing():
+    net = Net(16, 8, 8).pair("in").conv("one", 16, 16).pair("mid")
+    kept = net.last
+    net.node("Shape", kept, name="shape")
+    net.conv("two", 16, 16).pair("out").then("Reshape", "shape_out")
+    assert net.told() == []
+
+
 def test_floats_before_the_first_and_after_the_last_layer_are_no_island():
     net = Net(16, 8, 8).pair("early").then("Exp").pair("in").conv("one", 16, 16).pair("mid").then("Exp")
     assert net.told() == []

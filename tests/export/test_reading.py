@@ -96,6 +96,26 @@ def test_macs_of_convolutions_are_those_of_torch(kind, weights, made):
     assert count_macs(model.graph.node[0], shapes) * 2 == counter.get_total_flops()
 
 
+def test_macs_of_integer_nodes():
+    shapes = {"x": (2, 3), "w": (3, 5), "y": (2, 5)}
+    assert count_macs(helper.make_node("MatMulInteger", ["x", "w", "", "z"], ["y"]), shapes) == 30
+    assert (
+        count_macs(helper.make_node("QLinearMatMul", ["x", "s", "z", "w", "s", "z", "s", "z"], ["y"]), shapes)
+        == 30
+    )
+    shapes = {"x": (1, 2, 4, 4), "w": (3, 2, 3, 3), "y": (1, 3, 2, 2)}
+    assert (
+        count_macs(helper.make_node("QLinearConv", ["x", "s", "z", "w", "s", "z", "s", "z"], ["y"]), shapes)
+        == 216
+    )
+    assert count_macs(helper.make_node("ConvInteger", ["x", "w"], ["y"]), shapes) == 216
+
+
+@pytest.mark.parametrize(("kind", "domain"), [("LSTM", ""), ("If", ""), ("QGemm", "com.microsoft")])
+def test_macs_that_are_not_counted_are_not_0(kind, domain):
+    assert count_macs(helper.make_node(kind, ["x"], ["y"], domain=domain), {"x": (1, 1), "y": (1, 1)}) is None
+
+
 def test_macs_are_unknown_without_shapes_and_none_of_the_rest():
     assert count_macs(helper.make_node("Conv", ["x", "w"], ["y"]), {"x": (1, 1, 1, 1)}) is None
     assert count_macs(helper.make_node("Relu", ["x"], ["y"]), {}) == 0

@@ -158,9 +158,9 @@ def _unfused(fused: Reading) -> Iterator[Finding]:
         readers = fused.read_by.get(node.output[0], ())
         if node.input[0] not in after or node.output[0] not in before:
             continue
-        if all(_name(one) in reported for one in readers):
+        if all(one.op_type == "Shape" or _name(one) in reported for one in readers):
             continue
-        maker = fused.made_by[node.input[0]]
+        maker = fused.source(node.input[0], MOVES) or fused.made_by[node.input[0]]
         kinds = ", ".join(dict.fromkeys(one.op_type for one in readers))
         detail = f"makes floats of what {maker.op_type} {_name(maker)} made, for {kinds}"
         yield Finding("unfused pair", _name(node), detail)
@@ -262,7 +262,7 @@ def _candidates(kind: str, at: int) -> Iterator[str]:
 
 def _name(node: NodeProto) -> str:
     """The node's name in the source: ONNX Runtime appends to some."""
-    return re.sub(r"(/MatMulAddFusion|_token_\d+|_nchwc)+$", "", node.name)
+    return re.sub(r"(/\w+Fusion|/duplicated|_token_\d+|_nchwc)+$", "", node.name)
 
 
 def _small_integers() -> frozenset[int]:

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
 # What moves numbers without changing them.
-MOVES = frozenset(
-    {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Slice", "Gather", "Pad"}
-)
+MOVES = frozenset({
+    "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Slice", "Split", "Gather", "Pad",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -114,15 +114,19 @@ def known_shapes(
 
 
 def count_macs(node: NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    """Multiply-adds of a Conv, ConvTranspose, Gemm or MatMul, None without their shapes; 0 for the rest."""
-    if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
-        return 0
-    left, right, made = (shapes.get(name) for name in (*node.input[:2], node.output[0]))
+    """Multiply-adds of a convolution or a product of matrices; 0 for what only looks at each number once.
+
+    None where a shape is not known, and for recurrent, attention and contributed nodes.
+    """
+    if node.op_type not in _OPERANDS:
+        return None if node.op_type in _NOT_COUNTED or node.domain not in ("", "ai.onnx") else 0
+    names = (*(node.input[at] for at in _OPERANDS[node.op_type]), node.output[0])
+    left, right, made = (shapes.get(name) for name in names)
     if left is None or right is None or made is None:
         return None
-    if node.op_type == "Conv":
-        return prod(made) * prod(right[1:])
     if node.op_type == "ConvTranspose":
         return prod(left) * prod(right[1:])
+    if "Conv" in node.op_type:
+        return prod(made) * prod(right[1:])
     turned = any(one.name == "transA" and one.i for one in node.attribute)
     return prod(made) * left[0 if turned else -1]
