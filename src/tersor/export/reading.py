@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 MOVES = frozenset({
     "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Slice", "Split", "Gather", "Pad",
 })  # fmt: skip
+# Where the two factors are among the inputs.
+_OPERANDS = {
+    **dict.fromkeys(("Conv", "ConvTranspose", "ConvInteger", "Gemm", "MatMul", "MatMulInteger"), (0, 1)),
+    **dict.fromkeys(("QLinearConv", "QLinearMatMul"), (0, 3)),
+}
+_NOT_COUNTED = ("LSTM", "GRU", "RNN", "Attention", "Einsum", "DeformConv", "If", "Loop", "Scan")
 
 
 @dataclass(frozen=True)
