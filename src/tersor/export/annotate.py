@@ -10,7 +10,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from copy import deepcopy
 from typing import Any
 
@@ -46,23 +46,22 @@ def annotated_onnx(traced: Traced, values: Iterable[str], weights: Iterable[str]
     trace has it so. Raises :class:`ExportError` for an operator that ONNX does not have.
     """
     program = deepcopy(traced.program)
-    _insert(program, traced.tensors, set(values), set(weights))
+    _insert(program, traced, set(values), set(weights))
     model = _export(program)
     _strip(model)
     return model
 
 
-def _insert(
-    program: ExportedProgram, tensors: Mapping[str, str], values: set[str], weights: set[str]
-) -> None:
+def _insert(program: ExportedProgram, traced: Traced, values: set[str], weights: set[str]) -> None:
     graph = program.graph
-    nodes = list(graph.nodes)
-    first = next(node for node in nodes if node.op != "placeholder")
-    for node in nodes:
-        if node.name in values:
-            name = f"value:{node.name}"
-        elif tensors.get(node.name) in weights and node.op == "placeholder":
-            name = f"weight:{tensors[node.name]}"
+    # A copied graph may name its nodes anew; their order stays.
+    nodes = list(zip(traced.graph.nodes, graph.nodes, strict=True))
+    first = next(node for _, node in nodes if node.op != "placeholder")
+    for original, node in nodes:
+        if original.name in values:
+            name = f"value:{original.name}"
+        elif traced.tensors.get(original.name) in weights and node.op == "placeholder":
+            name = f"weight:{traced.tensors[original.name]}"
         else:
             continue
         before = graph.inserting_before(first) if node.op == "placeholder" else graph.inserting_after(node)

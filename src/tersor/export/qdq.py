@@ -18,7 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from tersor.errors import ExportError
-from tersor.export.annotate import DOMAIN, points
+from tersor.export.annotate import DOMAIN, POINT, points
 from tersor.points import QuantPoint
 from tersor.tensor.codebook import int8_levels
 from tersor.tensor.compressed import Affine, Codebook, CompressedTensor
@@ -61,12 +61,14 @@ def write_points_(
         layers read.
     """
     graph, integer = model.graph, set(integer)
+    _split_gemms(graph, {name for name, point in activations.items() if point.dynamic})
     for node, kind, name in points(model):
         if kind == "value":
             _quantize_value(graph, node, activations[name])
         else:
             _quantize_weight(graph, node, name, integers(weights[name], name), name in integer)
     _quantize_biases(graph)
+    _multiply_integers(graph)
     model.opset_imports.pop(DOMAIN, None)
     _drop_unread(graph)
 
@@ -81,8 +83,8 @@ def integers(tensor: CompressedTensor, name: str) -> Integers:
         found = int8_levels(form.codebook)
         if found is None:
             raise ExportError(
-                f"the {len(form.codebook)} codebooks of {name} are not one on an int8 grid: cluster per tensor, "
-                "and put a quantize step after it"
+                f"the {len(form.codebook)} codebooks of {name} are not one on an int8 grid: cluster it per "
+                "tensor, and put a quantize step after that"
             )
         scale, levels = found
         codes = form.codes.astype(ml_dtypes.uint4) if len(levels) <= 16 else form.codes
@@ -139,6 +141,9 @@ def _quantize_value(graph: ir.Graph, node: ir.Node, point: QuantPoint) -> None:
         _replace(graph, node, [], target, source)
         return
     name = str(source.name)
+    if point.dynamic:
+        _quantize_each_batch(graph, node, source, name)
+        return
     scale = _constant(graph, f"{name}_scale", np.float32(point.scale).reshape(()))
     dtype = np.int8 if point.signed else np.uint8
     zero_point = _constant(graph, f"{name}_zero_point", np.array(point.zero_point, dtype))
@@ -160,6 +165,60 @@ def _quantize_value(graph: ir.Graph, node: ir.Node, point: QuantPoint) -> None:
     )
     _like(back.outputs[0], source, f"{name}_dequantized")
     _replace(graph, node, [*nodes, quantize, back], target, back.outputs[0])
+
+
+def _quantize_each_batch(graph: ir.Graph, node: ir.Node, source: ir.Value, name: str) -> None:
+    quantize = ir.node("DynamicQuantizeLinear", [source], num_outputs=3, name=f"{name}_DynamicQuantizeLinear")
+    for output, word in zip(quantize.outputs, ("quantized", "scale", "zero_point"), strict=True):
+        output.name = f"{name}_{word}"
+    back = ir.node("DequantizeLinear", quantize.outputs, name=f"{name}_DequantizeLinear")
+    _like(back.outputs[0], source, f"{name}_dequantized")
+    _replace(graph, node, [quantize, back], node.outputs[0], back.outputs[0])
+
+
+def _split_gemms(graph: ir.Graph, dynamic: set[str]) -> None:
+    """Gemm -> Transpose, MatMul, Add where what it reads is quantized batch by batch: the form that fuses."""
+    fed = {f"value:{name}" for name in dynamic}
+    for node in list(graph):
+        producer = node.inputs[0].producer() if node.op_type == "Gemm" and node.inputs[0] else None
+        if producer is None or producer.op_type != POINT:
+            continue
+        if producer.attributes["name"].as_string() not in fed or "transB" not in node.attributes:
+            continue
+        output = node.outputs[0]
+        turn = ir.node("Transpose", [node.inputs[1]], attributes={"perm": [1, 0]})
+        product = ir.node("MatMul", [node.inputs[0], turn.outputs[0]], name=f"{node.name}_MatMul")
+        nodes, value = [turn, product], product.outputs[0]
+        _like(value, output, f"{output.name}_product")
+        if len(node.inputs) > 2 and node.inputs[2] is not None:
+            total = ir.node("Add", [value, node.inputs[2]], name=f"{node.name}_Add")
+            nodes, value = [*nodes, total], total.outputs[0]
+            _like(value, output, f"{output.name}_biased")
+        _replace(graph, node, nodes, output, value)
+
+
+def _multiply_integers(graph: ir.Graph) -> None:
+    """MatMul -> MatMulInteger where its left side is quantized batch by batch: that fuses at any rank."""
+    for node in list(graph):
+        sides = [value.producer() if value is not None else None for value in node.inputs[:2]]
+        if node.op_type != "MatMul" or any(one is None or one.op_type != "DequantizeLinear" for one in sides):
+            continue
+        left, right = (list(one.inputs) for one in sides if one is not None)
+        maker = left[0].producer() if left[0] is not None else None
+        if maker is None or maker.op_type != "DynamicQuantizeLinear":
+            continue
+        label, output = str(node.outputs[0].name), node.outputs[0]
+        codes = ir.node(
+            "MatMulInteger", [left[0], right[0], left[2], right[2]], name=f"{label}_MatMulInteger"
+        )
+        floats = ir.node(
+            "Cast", [codes.outputs[0]], attributes={"to": ir.DataType.FLOAT}, name=f"{label}_Cast"
+        )
+        scale = ir.node("Mul", [left[1], right[1]], name=f"{label}_Scale")
+        product = ir.node("Mul", [floats.outputs[0], scale.outputs[0]], name=f"{label}_Mul")
+        for made, word in ((codes, "codes"), (floats, "floats"), (scale, "scale"), (product, "product")):
+            made.outputs[0].name = f"{label}_{word}"
+        _replace(graph, node, [codes, floats, scale, product], output, product.outputs[0])
 
 
 def _quantize_weight(graph: ir.Graph, node: ir.Node, name: str, weight: Integers, integer: bool) -> None:
@@ -187,8 +246,8 @@ def _quantize_weight(graph: ir.Graph, node: ir.Node, name: str, weight: Integers
 
 
 def _decoded(graph: ir.Graph, name: str, weight: Integers, integer: bool) -> tuple[list[ir.Node], ir.Value]:
-    codes = _constant(graph, name, np.ascontiguousarray(weight.codes))
-    scale = _constant(graph, f"{name}_scale", np.ascontiguousarray(weight.scale))
+    codes = _constant(graph, name, weight.codes)
+    scale = _constant(graph, f"{name}_scale", weight.scale)
     nodes: list[ir.Node] = []
 
     def add(operator: str, inputs: list[ir.Value], suffix: str, **attributes: Any) -> ir.Value:
@@ -274,6 +333,9 @@ def _keep_output(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
 
 
 def _drop_unread(graph: ir.Graph) -> None:
+    for node in reversed(list(graph)):
+        if not any(list(one.uses()) or one.is_graph_output() for one in node.outputs):
+            graph.remove(node, safe=True)
     for name, value in list(graph.initializers.items()):
         if not list(value.uses()) and not any(one is value for one in graph.outputs):
             graph.initializers.pop(name)
@@ -296,7 +358,7 @@ def _like(value: ir.Value, other: ir.Value, name: str, dtype: ir.DataType | None
 
 
 def _constant(graph: ir.Graph, name: str, array: Any) -> ir.Value:
-    tensor = ir.tensor(np.asarray(array), name=name)
+    tensor = ir.tensor(np.asarray(array, order="C"), name=name)  # ascontiguousarray makes a scalar a vector
     shape = ir.Shape(np.shape(array))
     value = ir.Value(name=name, const_value=tensor, shape=shape, type=ir.TensorType(tensor.dtype))
     graph.register_initializer(value)

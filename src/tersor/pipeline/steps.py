@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -11,13 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from tersor.calibrate.bias import correct_biases_
 from tersor.calibrate.fisher import diagonal_fisher
+from tersor.calibrate.norms import reestimate_norms_
 from tersor.errors import in_context
 from tersor.model.attach import attach_codebook, attach_mask, collect_one
+from tersor.model.fold import equalize_, fold_batch_norms_
 from tersor.model.grid import grid_of
 from tersor.model.program import GraphModel
 from tersor.model.select import Selected, Storage, select, storages
-from tersor.model.simulate import points_of
+from tersor.model.simulate import points_of, simulated
+from tersor.pipeline.quantize import Planned, calibrated_points, plan_quantization, quantize_weights_, report
 from tersor.pipeline.work import Work
 from tersor.progress import Progress, inside, silent
 from tersor.result import Touched
@@ -156,9 +161,6 @@ def _inside(step: Prune | Cluster | Quantize, context: Context) -> Context:
 
 def _fold(work: Work, step: Fold, context: Context) -> list[Touched]:
     """Norms into the layers before them; then, if asked for, the ranges of neighbouring layers evened out."""
-    from tersor.calibrate.norms import reestimate_norms_
-    from tersor.model.fold import equalize_, fold_batch_norms_
-
     if step.reestimate:
         reestimate_norms_(work.model, context.task, step.reestimate, context.device)
     folded = fold_batch_norms_(work.model, work.traced(context.task))
@@ -173,22 +175,36 @@ def _fold(work: Work, step: Fold, context: Context) -> list[Touched]:
 
 
 def _quantize(work: Work, step: Quantize, context: Context) -> list[Touched]:
-    from tersor.pipeline.quantize import calibrated_points, plan_quantization, quantize_weights_, report
-
     planned = plan_quantization(work, step, context.task)
     with Randomness(context.task.train or context.task.validation or ()).seeded(context.seed):
         points = calibrated_points(
             work, planned, step, context.task, device=context.device, progress=context.progress
         )
+    reference = GraphModel(deepcopy(work.model), planned.traced).eval() if step.correct_bias else None
     quantize_weights_(work, planned, step)
     work.points = tuple(one.point for one in points.values())
+    corrected: list[Touched] = []
+    if reference is not None:
+        corrected = _correct_biases(work, planned, step, context, reference)
     if step.train is not None:
         _train(work, step.train, _inside(step, context), learn=step.learn_scales)
     now = {storage.name: storage for storage in storages(work.model)}
     final = {
         one.storage.name: _describe(now[one.storage.name]) for one in planned.weights if one.step is not None
     }
-    return report(planned, points, final)
+    return [*report(planned, points, final), *corrected]
+
+
+def _correct_biases(
+    work: Work, planned: Planned, step: Quantize, context: Context, reference: nn.Module
+) -> list[Touched]:
+    run = simulated(work.model, planned.traced, work.points)
+    done = correct_biases_(
+        run, reference, context.task, step.batches, device=context.device,
+        progress=inside(context.progress, f"{step.name}: bias"),
+    )  # fmt: skip
+    moved = [Touched(f"{path} (bias)", True, f"mean error was {error:.3g}") for path, error in done.layers]
+    return moved + [Touched(f"{path} (bias)", False, reason) for path, reason in done.skipped]
 
 
 def _train(
