@@ -125,6 +125,8 @@ def test_a_few_bytes_cannot_take_the_memory(tmp_path):
 
 def test_a_tensor_within_the_limit_is_read(tmp_path):
     save({"a": torch.zeros(1000)}, tmp_path / "x")
-    with Reader(tmp_path / "x", max_bytes=3999) as reader, pytest.raises(FormatError, match="3,999"):
+    with Reader(tmp_path / "x", max_bytes=13_999) as reader, pytest.raises(FormatError, match="13,999"):
         reader.read("a")
-    assert np.array_equal(load(tmp_path / "x", max_bytes=8000)["a"].numpy(), np.zeros(1000))
+    assert np.array_equal(load(tmp_path / "x", max_bytes=18_000)["a"].numpy(), np.zeros(1000))
+    with pytest.raises(FormatError, match="decoding takes 18,000 bytes"):
+        load(tmp_path / "x", max_bytes=17_999)

@@ -33,6 +33,8 @@ Payload = tuple[int, bytes]
 NOTHING: Payload = (0, b"")  # what is known without a payload has none
 _CODED_LEVELS = 1 << 16  # more levels than this are stored as values
 _SAMPLE = 1 << 16
+_CODE_BYTES = 8  # memory for each code while codes are read: two arrays of 16 bits, Zstandard's window
+_LINE_BYTES = 50
 
 
 def encode_tensor(name: str, tensor: CompressedTensor, speed: Speed) -> tuple[Entry, list[bytes]]:
@@ -77,11 +79,46 @@ def decode_blob(blob: Blob, chunk: bytes) -> bytes:
     return _decode_words((blob.part.method, chunk), blob.count, "uint8", "uint8").tobytes()
 
 
-def decoded_bytes(entry: Entry) -> int:
-    """Memory that decoding takes, from the index alone: codes, tables and the dense tensor."""
-    codes = 0 if entry.form == "raw" else 1 if entry.form == "masked" else 4
-    tables = entry.groups * max(entry.levels, 1) if entry.form == "codebook" else 2 * entry.groups
-    return entry.count * (itemsize(entry.dtype) + codes) + 4 * tables
+def dense_bytes(entry: Entry) -> int:
+    """Memory of the dense tensor alone."""
+    return entry.count * itemsize(entry.dtype)
+
+
+def decoded_bytes(what: Entry | Blob) -> int:
+    """Memory that decoding takes at most, from the index alone: the dense tensor and all on the way to it.
+
+    Not counted: the payloads, which are held twice, and tables and blocks, at most 16 MiB for any tensor.
+    """
+    if isinstance(what, Blob):
+        return what.count * _word_bytes("uint8")
+    dtype, each = components(what.dtype)
+    if what.form == "raw" and what.dtype != "bool":
+        return what.count * each * _word_bytes(dtype)
+    codes = _line_bytes(what)
+    if what.form == "raw":
+        return codes + what.count * _CODE_BYTES
+    if what.form == "masked":
+        return codes + what.count * (1 + each * (_word_bytes(dtype) + itemsize(dtype) + 1))
+    values = level_dtype(what.form, what.dtype)
+    tables = what.groups * (what.levels if what.form == "codebook" else 2)
+    reading = _CODE_BYTES if what.levels <= _CODED_LEVELS else _word_bytes("uint32")
+    held = 4 if what.form == "affine" else _code_type(what.levels).itemsize
+    spread = 16 if what.granularity.kind == "block" else 0  # a group's number or scale beside each weight
+    dense = itemsize(values) + (0 if values == what.dtype else itemsize(what.dtype))
+    return codes + what.count * max(reading, held + spread + dense) + tables * _word_bytes(values)
+
+
+def _line_bytes(entry: Entry) -> int:
+    """What methods 3 and 4 remember of each row and column; of a tensor of one row that is most."""
+    if entry.count == 0 or entry.parts[0].method not in (3, 4):
+        return 0
+    columns = _columns(entry)
+    return _LINE_BYTES * (entry.count // columns + columns)
+
+
+def _word_bytes(dtype: str) -> int:
+    """Memory for each value while values are read: planes, Zstandard's window, two types of it."""
+    return 3 * itemsize(dtype) + 2
 
 
 def digest(tensor: CompressedTensor) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tersor.artifact.forms import decoded_bytes
+from tersor.artifact.forms import decoded_bytes, dense_bytes
 from tersor.artifact.reader import Reader
 from tersor.artifact.writer import write
 from tersor.errors import TensorError, in_context
@@ -53,8 +53,10 @@ def load(path: str | Path, *, max_bytes: int | None = None) -> dict[str, torch.T
     """Every tensor of a file, dense; names that were tied share one tensor."""
     with Reader(path, max_bytes=max_bytes) as reader:
         with in_context(str(path)):
-            reader.check_memory(sum(decoded_bytes(entry) for entry in reader.entries))
-        dense = {name: tensor.decode() for name, tensor in reader.items()}
+            reader.check_memory(
+                sum(map(dense_bytes, reader.entries)) + max(map(decoded_bytes, reader.entries), default=0)
+            )
+        dense = {name: reader.read(name).decode() for name in reader.names}
         return dense | {alias: dense[name] for alias, name in reader.aliases.items()}
 
 

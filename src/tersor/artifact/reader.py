@@ -38,8 +38,9 @@ _MEMORY_RATIO = 1 << 12
 class Reader:
     """A file that is open for reading; each tensor's bytes are read when it is asked for.
 
-    ``max_bytes`` bounds the memory that one tensor may decode to, so that a few hostile bytes cannot
-    take it all: by default 1 GiB, or 4,096 times the file where that is more.
+    ``max_bytes`` bounds the memory that one tensor may take while it is decoded (beside its bytes and up to
+    16 MiB of coders' tables), so that a few hostile bytes cannot take it all: by default 1 GiB, or 4,096
+    times the file where that is more.
 
     Raises :class:`FormatError` for a file that is not ours, is damaged or passes a limit.
     """
@@ -138,7 +139,7 @@ class Reader:
         """Refuse to decode ``size`` bytes where that passes the limit."""
         if size > self.max_bytes:
             raise FormatError(
-                f"decodes to {size:,} bytes from a file of {self.file_bytes:,}, past the limit of "
+                f"decoding takes {size:,} bytes, from a file of {self.file_bytes:,}, past the limit of "
                 f"{self.max_bytes:,}; if you trust the file, open it with a larger max_bytes"
             )
 
@@ -156,7 +157,7 @@ class Reader:
         if blob is None:
             return b""
         with in_context(f"{self.path}: {key[0]} {key[1]}".rstrip()):
-            self.check_memory(blob.count)
+            self.check_memory(decoded_bytes(blob))
             return decode_blob(blob, self._chunk(key))
 
 

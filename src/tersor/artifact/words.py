@@ -88,7 +88,7 @@ def widen(bits: Bits, stored: str, dtype: str) -> Bits:
     """The inverse of :func:`narrow`, exact: every value of ``stored`` is one of ``dtype``."""
     if stored == dtype:
         return bits
-    return _bits(_numbers(bits, stored).astype(_number_type(dtype)), dtype)
+    return _bits(_numbers(bits, stored).astype(_number_type(dtype), copy=False), dtype)
 
 
 def _narrow_block(block: Bits, dtype: str, stored: str) -> Bits:
@@ -108,7 +108,9 @@ def _number_type(dtype: str) -> np.dtype[Any]:
 
 def _numbers(bits: Bits, dtype: str) -> NDArray[Any]:
     if dtype == "bfloat16":
-        return (bits.astype(np.uint32) << 16).view(np.float32)
+        wide = bits.astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32)
     return bits.view(_number_type(dtype))
 
 

@@ -70,7 +70,7 @@ def encode_values(
     return STORED, data if isinstance(data, bytes) else plain.tobytes()
 
 
-def decode_values(method: int, payload: bytes, *, count: int, itemsize: int) -> bytes:
+def decode_values(method: int, payload: bytes, *, count: int, itemsize: int) -> bytes | bytearray:
     """The ``count`` x ``itemsize`` bytes; raises FormatError unless the payload holds exactly those."""
     if itemsize not in ITEM_SIZES or count < 0 or method not in VALUE_METHODS:
         raise FormatError(f"value method {method} with {count} items of {itemsize} bytes is not known")
@@ -80,7 +80,8 @@ def decode_values(method: int, payload: bytes, *, count: int, itemsize: int) -> 
         return payload
     if method == ZSTD:
         return inflate(payload, count * itemsize)
-    planes = np.empty((count, itemsize), np.uint8)
+    plain = bytearray(count * itemsize)
+    planes = np.frombuffer(plain, np.uint8).reshape(count, itemsize)
     at = 0
     for i in range(itemsize):
         if at >= len(payload):
@@ -92,7 +93,7 @@ def decode_values(method: int, payload: bytes, *, count: int, itemsize: int) -> 
         raise FormatError(f"{len(payload) - at} bytes follow the last plane")
     if method == ROTATED:
         _turn_back(planes)
-    return planes.tobytes()
+    return plain
 
 
 def _plane(items: Bytes, i: int, method: int) -> Bytes:

@@ -104,7 +104,8 @@ def expand_groups(values: NDArray[Any], shape: tuple[int, ...], granularity: Gra
         return values.reshape(wide)
     axis = _axis(shape, granularity)
     rest = _without(shape, axis)
-    rows = np.repeat(values.reshape(channels, inside), granularity.size, axis=1)[:, : prod(rest)]
+    size = min(granularity.size, prod(rest))  # a block may be declared far longer than its channel is
+    rows = np.repeat(values.reshape(channels, inside), size, axis=1)[:, : prod(rest)]
     return np.moveaxis(rows.reshape(channels, *rest), 0, axis)
 
 
