@@ -9,12 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tersor import coding
 from tersor.artifact import forms, writer
 from tersor.artifact.container import DTYPES
 from tersor.artifact.io import Reader, load, save, write
 from tersor.artifact.words import bit_view
+from tersor.coding.framing import read_varint, write_varint
 from tersor.errors import FormatError, TargetError, TensorError, TersorError, VerificationError
-from tersor.tensor.compressed import Codebook, CompressedTensor, raw
+from tersor.tensor.compressed import Codebook, CompressedTensor, Raw, raw
 
 KNOWN = [name for name in DTYPES if hasattr(torch, name) and "x2" not in name]
 
@@ -141,6 +143,30 @@ def test_the_ledger_tells_parts_apart(tmp_path, small):
     )
 
 
+@pytest.mark.parametrize("speed, method", [("fast", "rANS"), ("balanced", "rANS with contexts")])
+def test_the_ledger_tells_tables_from_codes(tmp_path, speed, method):
+    draw = np.random.default_rng(0)
+    spread = 1 if speed == "fast" else draw.gamma(0.5, 1, (60, 1))
+    size = np.abs(np.rint(draw.laplace(0, 3, (60, 700)) * spread))
+    codes = size.clip(max=15).astype(np.uint8)
+    book = np.arange(16, dtype=np.float32)[None]
+    tensors = {
+        "w": CompressedTensor(codes.shape, torch.float32, Codebook(codes, book)),
+        "kept": CompressedTensor(codes.shape, torch.float32, Raw(torch.ones(60, 700), codes > 4)),
+        "flags": raw(torch.from_numpy(codes > 4)),
+    }
+    rows = {row.name: row for row in write(tmp_path / "x", tensors.items(), speed=speed).rows}
+    named = (("w", "codes"), ("kept", "mask"), ("flags", "values"))
+    for name, part in named[:1] if speed == "fast" else named:
+        assert rows[name].method == method
+        assert 8 < rows[name].parts["tables"] < rows[name].parts[part] / 3
+    first = coding.encode(codes, columns=700, levels=16, center=0, speed=speed)[1]
+    tables = rows["w"].parts["tables"]
+    assert len(first) == tables + rows["w"].parts["codes"]
+    words = read_varint(first, tables)[0]  # the one chunk begins right after the tables
+    assert rows["w"].parts["codes"] == len(write_varint(words)) + 4 * 32 + 2 * words
+
+
 def test_eight_tensors_pay_under_200_bytes_beyond_their_payloads(tmp_path):
     """LeNet-5 with its usual names; codes, codebooks and biases are what a file is for."""
     rng = np.random.default_rng(0)
@@ -152,7 +178,9 @@ def test_eight_tensors_pay_under_200_bytes_beyond_their_payloads(tmp_path):
         tensors.append((f"{layer}.weight", CompressedTensor(shape, torch.float32, Codebook(codes, book))))
         tensors.append((f"{layer}.bias", raw(torch.from_numpy(rng.standard_normal(shape[0]).astype("f4")))))
     ledger = write(tmp_path / "x", tensors, speed="balanced")
-    payload = sum(row.parts.get(part, 0) for row in ledger.rows for part in ("codes", "codebook", "values"))
+    payload = sum(
+        row.parts.get(part, 0) for row in ledger.rows for part in ("codes", "tables", "codebook", "values")
+    )
     assert ledger.file_bytes - payload < 200
 
 

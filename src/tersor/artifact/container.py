@@ -98,6 +98,11 @@ class Entry:
         return part_names(self.form, self.shifted)
 
     @property
+    def has_codes(self) -> bool:
+        """Whether the first payload is codes, or a mask, and not values."""
+        return (self.form != "raw" or self.dtype == "bool") and self.levels <= MAX_LEVELS["codebook"]
+
+    @property
     def chunk_bytes(self) -> int:
         """All payloads together."""
         return sum(part.size for part in self.parts)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tersor import coding
-from tersor.artifact.container import HEAD, MAX_LEVELS, TAIL_BYTES, Entry, Index, Part
+from tersor.artifact.container import HEAD, TAIL_BYTES, Entry, Index, Part
 from tersor.errors import FormatError
 from tersor.result import Ledger, LedgerRow
 
 
-def count_bytes(index: Index, index_bytes: int, file_bytes: int) -> Ledger:
-    """One row for each tensor, section and attachment, one for the container; they add up to the file."""
-    rows = [_tensor_row(entry) for entry in index.tensors]
+def count_bytes(index: Index, tables: Mapping[str, int], index_bytes: int, file_bytes: int) -> Ledger:
+    """One row for each tensor, section and attachment, one for the container; they add up to the file.
+
+    tables -- name -> how much of a tensor's codes is tables; those of coded values count as values.
+    """
+    rows = [_tensor_row(entry, tables.get(entry.name, 0)) for entry in index.tensors]
     for (kind, name), blob in index.blobs.items():
         row_name = f"{kind} {name}".rstrip()
         method = _method_name(blob.part, values=True)
@@ -26,11 +31,13 @@ def count_bytes(index: Index, index_bytes: int, file_bytes: int) -> Ledger:
     return Ledger(tuple(rows), file_bytes)
 
 
-def _tensor_row(entry: Entry) -> LedgerRow:
-    sizes = {name: part.size for name, part in zip(entry.part_names, entry.parts, strict=True)}
-    parts = sizes | {"header": entry.header_bytes}
-    raw = entry.form == "raw" and entry.dtype != "bool"
-    method = _method_name(entry.parts[0], values=raw or entry.levels > MAX_LEVELS["codebook"])
+def _tensor_row(entry: Entry, tables: int) -> LedgerRow:
+    parts = {name: part.size for name, part in zip(entry.part_names, entry.parts, strict=True)}
+    if tables:
+        parts[entry.part_names[0]] -= tables
+        parts["tables"] = tables
+    parts["header"] = entry.header_bytes
+    method = _method_name(entry.parts[0], values=not entry.has_codes)
     return LedgerRow(entry.name, entry.shape, entry.dtype, entry.form, method, entry.levels, parts)
 
 

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import BinaryIO, Literal, Self
 from zlib import crc32
 
+from tersor import coding
 from tersor.artifact.container import (
     HEAD,
     MAX_INDEX_BYTES,
@@ -25,6 +26,7 @@ from tersor.artifact.forms import decode_blob, decode_tensor, decoded_bytes
 from tersor.artifact.index import parse_index
 from tersor.artifact.ledger import count_bytes
 from tersor.artifact.sections import decode_changes, decode_points
+from tersor.coding.framing import MAX_VARINT_BYTES
 from tersor.errors import FormatError, TargetError, TersorError, did_you_mean, in_context
 from tersor.points import QuantPoint
 from tersor.result import Ledger
@@ -124,8 +126,9 @@ class Reader:
             yield name, self.read(name)
 
     def ledger(self) -> Ledger:
-        """Where every byte of the file went."""
-        return count_bytes(self._index, self._index_bytes, self.file_bytes)
+        """Where every byte of the file went; of the payloads, only the lengths of tables are read for it."""
+        tables = {entry.name: self._table_bytes(entry) for entry in self._index.tensors if entry.has_codes}
+        return count_bytes(self._index, tables, self._index_bytes, self.file_bytes)
 
     def __enter__(self) -> Self:
         return self
@@ -142,6 +145,20 @@ class Reader:
                 f"decoding takes {size:,} bytes, from a file of {self.file_bytes:,}, past the limit of "
                 f"{self.max_bytes:,}; if you trust the file, open it with a larger max_bytes"
             )
+
+    def _table_bytes(self, entry: Entry) -> int:
+        start, part = self._chunks["tensor", entry.name][0], entry.parts[0]
+
+        def look(at: int) -> bytes:
+            with _readable(self.path):
+                self._file.seek(start + at)
+                return self._file.read(max(min(MAX_VARINT_BYTES, part.size - at), 0))
+
+        with in_context(f"{self.path}: {entry.name}"):
+            tables = coding.table_bytes(part.method, look)
+            if tables > part.size:
+                raise FormatError(f"tables of {tables} bytes in {part.size} bytes of codes")
+        return tables
 
     def _chunk(self, key: Key) -> bytes:
         start, size, checksum = self._chunks[key]

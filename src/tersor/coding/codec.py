@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tersor.coding.adaptive import decode_adaptive, encode_adaptive
 from tersor.coding.contexts import decode_contexts, encode_contexts
+from tersor.coding.framing import read_varint
 from tersor.coding.pack import bit_width, byte_width, deflate, inflate, pack, unpack
 from tersor.coding.rans import decode_rans, encode_rans
 from tersor.errors import FormatError, TensorError
@@ -99,6 +100,26 @@ def decode(method: int, payload: bytes, *, count: int, columns: int, levels: int
     if codes.size and int(codes.max()) >= levels:
         raise FormatError(f"code {codes.max()} is not below the {levels} levels")
     return codes.astype(np.uint8) if levels <= 256 else codes
+
+
+def table_bytes(method: int, look: Callable[[int], bytes]) -> int:
+    """How much of a payload is head and tables, which come before the first code; from methods 2 and 3 alone.
+
+    ``look(at)`` gives the next few bytes at a place of the payload, 9 if there are as many: the tables
+    themselves need not be read. What is no such payload gives any number, or a FormatError.
+    """
+    if method not in (2, 3):
+        return 0
+    at, blobs = 1, 1
+    if method == 3:
+        flags = look(1)[:1] or b"\0"
+        at, blobs = 2, 1 + (flags[0] & 3).bit_count()
+        for _ in range(3 if flags[0] & 4 else 0):
+            at += read_varint(look(at), 0)[1]
+    for _ in range(blobs):
+        size, taken = read_varint(look(at), 0)
+        at += taken + size
+    return at
 
 
 def _fault(count: int, columns: int, levels: int, center: int) -> str | None:
