@@ -59,7 +59,7 @@ class LedgerRow:
     form: str
     method: str
     levels: int
-    parts: dict[str, int]  # bytes by part: codes, codebook, scales, zero_points, mask, values, header
+    parts: dict[str, int]  # bytes by part: codes, tables, codebook, scales, zero_points, mask, values, header
 
     @property
     def size_bytes(self) -> int:
