@@ -13,7 +13,15 @@ from tersor.errors import SpecError, TensorError, did_you_mean
 from tersor.tensor.affine import Grid
 from tersor.tensor.streamed import RangeHistogram
 
-__all__ = ["RangeHistogram", "RangeMethod", "clip_range", "coarsened", "expected_error", "grid_of_range"]
+__all__ = [
+    "RangeHistogram",
+    "RangeMethod",
+    "clip_range",
+    "coarsened",
+    "expected_error",
+    "finite_scale",
+    "grid_of_range",
+]
 
 F64 = NDArray[np.float64]
 
@@ -129,14 +137,19 @@ def grid_of_range(
     zero = np.zeros(scale.shape)
     if not grid.symmetric:
         zero = np.clip(np.rint(grid.low - below / scale.astype(np.float32)), grid.low, grid.high)
-    # Near the end of float32 the outermost code that is used still has to be finite.
-    ends = (
-        np.minimum(np.rint(above / scale), grid.high - zero),
-        np.minimum(np.rint(-below / scale), zero - grid.low),
-    )
-    most = float(_FLOAT32.max) * (1 - 2.0**-23) / np.maximum(np.maximum(*ends), 1)
-    most = 2.0 ** np.floor(np.log2(most)) if grid.power_of_two else most
-    return np.asarray(np.minimum(scale, most).astype(np.float32)), np.asarray(zero.astype(np.int32))
+    return finite_scale(scale, zero, below, above, grid), np.asarray(zero.astype(np.int32))
+
+
+def finite_scale(
+    scale: F64, zero_point: NDArray[Any], low: F64, high: F64, grid: Grid
+) -> NDArray[np.float32]:
+    """``scale`` in float32, made less where the outermost code of the range would decode to Inf."""
+    up = np.minimum(np.rint(high / scale), grid.high - zero_point)
+    down = np.minimum(np.rint(-low / scale), zero_point - grid.low)
+    most = float(_FLOAT32.max) * (1 - 2.0**-23) / np.maximum(np.maximum(up, down), 1)
+    if grid.power_of_two:
+        most = 2.0 ** np.floor(np.log2(most))
+    return np.asarray(np.minimum(scale, most).astype(np.float32))
 
 
 def coarsened(counts: NDArray[Any], levels: int) -> F64:
