@@ -15,6 +15,7 @@ from tersor.errors import SpecError, did_you_mean
 ATTRIBUTES: Mapping[str, tuple[int, int]] = {
     "identity": (1, 1),  # the module is replaced by nn.Identity: a batch norm that was folded
     "bias": (1, (1 << 31) - 1),  # the module gains a bias of that many zeros, in the dtype of its weight
+    "input_scale": (1, (1 << 31) - 1),  # a linear layer multiplies what it reads, feature by feature
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import onnx
 import onnx_ir as ir
@@ -18,9 +19,19 @@ from tersor.tensor.compressed import Affine, Codebook, CompressedTensor
 MAX_BYTES = 2**31 - 1  # of a protobuf message
 
 
-def onnx_bytes(
-    traced: Traced, tensors: Mapping[str, CompressedTensor], points: Iterable[QuantPoint]
-) -> bytes:
+@dataclass(frozen=True)
+class Drawn:
+    """An ONNX file, and the same with the values at its points as further outputs.
+
+    probed -- the names of these values in the traced graph, in order; empty without points.
+    """
+
+    content: bytes
+    probe: bytes
+    probed: tuple[str, ...]
+
+
+def draw_onnx(traced: Traced, tensors: Mapping[str, CompressedTensor], points: Iterable[QuantPoint]) -> Drawn:
     """An ONNX file of the model that ``traced`` was made of: opset 21, names as in its ``state_dict``.
 
     tensors -- what the ``.tersor`` file holds: those with codes keep them, 4 bits where they fit.
@@ -38,10 +49,16 @@ def onnx_bytes(
     integer = {
         name for one in placement.decisions if one.action == "integer" for name in one.operation.weights
     }
-    model = annotated_onnx(traced, values, coded)
-    write_points_(model, values, coded, integer)
-    model.producer_name, model.producer_version = "tersor", ""
-    return _serialized(model)
+    annotated = annotated_onnx(traced, values, coded)
+    probed = tuple(placement.points)
+
+    def written(model: ir.Model, exposed: tuple[str, ...]) -> bytes:
+        write_points_(model, values, coded, integer, exposed)
+        model.producer_name, model.producer_version = "tersor", ""
+        return _serialized(model)
+
+    probe = written(annotated.clone(), probed) if probed else b""
+    return Drawn(written(annotated, ()), probe, probed)
 
 
 def stored_placement(traced: Traced, coded: Iterable[str], points: Iterable[QuantPoint]) -> Placement:

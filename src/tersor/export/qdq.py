@@ -9,7 +9,7 @@ every inference). Biases: int32 at the product of the two scales.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -54,22 +54,34 @@ def write_points_(
     activations: Mapping[str, QuantPoint],
     weights: Mapping[str, CompressedTensor],
     integer: Iterable[str],
+    probed: Iterable[str] = (),
 ) -> None:
     """Replace the points of an annotated model, in place.
 
     activations -- by the name of the value; weights -- by name, as codes; integer -- the weights that integer
-        layers read.
+        layers read. ``probed`` -- values whose points become further outputs, in this order: what they are
+        once quantized, or before that where the runtime takes the scale from each batch.
     """
     graph, integer = model.graph, set(integer)
     _split_gemms(graph, {name for name, point in activations.items() if point.dynamic})
+    made: dict[tuple[ir.Value, QuantPoint], ir.Value] = {}
+    values: dict[str, ir.Value] = {}
     for node, kind, name in points(model):
         if kind == "value":
-            _quantize_value(graph, node, activations[name])
+            source, target = _only(node.inputs), node.outputs[0]
+            values[name] = source if activations[name].dynamic else target
+            placed = _quantize_value(graph, node, activations[name], made)
+            values = {one: placed if value is target else value for one, value in values.items()}
         else:
             _quantize_weight(graph, node, name, integers(weights[name], name), name in integer)
     _quantize_biases(graph)
     _multiply_integers(graph)
     model.opset_imports.pop(DOMAIN, None)
+    for at, name in enumerate(probed):
+        probe = ir.node("Identity", [values[name]], name=f"probe_{at}")
+        _like(probe.outputs[0], values[name], f"probe_{at}")
+        graph.append(probe)
+        graph.outputs.append(probe.outputs[0])
     _drop_unread(graph)
 
 
@@ -134,16 +146,28 @@ def _even_scales(codes: NDArray[np.int32], form: Affine) -> NDArray[np.float32]:
     return np.where(empty, form.scale.max(initial=0), form.scale).astype(np.float32)
 
 
-def _quantize_value(graph: ir.Graph, node: ir.Node, point: QuantPoint) -> None:
+def _quantize_value(
+    graph: ir.Graph, node: ir.Node, point: QuantPoint, made: dict[tuple[ir.Value, QuantPoint], ir.Value]
+) -> ir.Value:
+    """Pairs behind a value; where the exporter made one of two equal values, equal points share theirs."""
     source, target = _only(node.inputs), node.outputs[0]
     behind = source.producer()
     if behind is not None and behind.op_type == "DequantizeLinear":  # the exporter dropped a move in between
         _replace(graph, node, [], target, source)
-        return
-    name = str(source.name)
-    if point.dynamic:
-        _quantize_each_batch(graph, node, source, name)
-        return
+        return source
+    alike = source, replace(point, path="", operation="", index=0)
+    if alike not in made:
+        twins = sum(value is source for value, _ in made)
+        name = f"{source.name}_{twins}" if twins else str(source.name)
+        write = _pair_each_batch if point.dynamic else _pair
+        nodes = write(graph, source, point, name)
+        graph.insert_before(node, nodes)
+        made[alike] = nodes[-1].outputs[0]
+    _replace(graph, node, [], target, made[alike])
+    return made[alike]
+
+
+def _pair(graph: ir.Graph, source: ir.Value, point: QuantPoint, name: str) -> list[ir.Node]:
     scale = _constant(graph, f"{name}_scale", np.float32(point.scale).reshape(()))
     dtype = np.int8 if point.signed else np.uint8
     zero_point = _constant(graph, f"{name}_zero_point", np.array(point.zero_point, dtype))
@@ -164,16 +188,16 @@ def _quantize_value(graph: ir.Graph, node: ir.Node, point: QuantPoint) -> None:
         "DequantizeLinear", [quantize.outputs[0], scale, zero_point], name=f"{name}_DequantizeLinear"
     )
     _like(back.outputs[0], source, f"{name}_dequantized")
-    _replace(graph, node, [*nodes, quantize, back], target, back.outputs[0])
+    return [*nodes, quantize, back]
 
 
-def _quantize_each_batch(graph: ir.Graph, node: ir.Node, source: ir.Value, name: str) -> None:
+def _pair_each_batch(graph: ir.Graph, source: ir.Value, point: QuantPoint, name: str) -> list[ir.Node]:
     quantize = ir.node("DynamicQuantizeLinear", [source], num_outputs=3, name=f"{name}_DynamicQuantizeLinear")
     for output, word in zip(quantize.outputs, ("quantized", "scale", "zero_point"), strict=True):
         output.name = f"{name}_{word}"
     back = ir.node("DequantizeLinear", quantize.outputs, name=f"{name}_DequantizeLinear")
     _like(back.outputs[0], source, f"{name}_dequantized")
-    _replace(graph, node, [quantize, back], node.outputs[0], back.outputs[0])
+    return [quantize, back]
 
 
 def _split_gemms(graph: ir.Graph, dynamic: set[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -12,6 +12,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from tersor.errors import VerificationError
 from tersor.structure import Change
+
+INPUT_SCALE = "input_scale"
 
 
 def apply_changes_(model: nn.Module, changes: Iterable[Change]) -> None:
@@ -62,6 +64,22 @@ def _bias(change: Change, modules: Mapping[str, nn.Module]) -> None:
     layer.bias = nn.Parameter(torch.zeros(channels, dtype=weight.dtype, device=weight.device))
 
 
+def _input_scale(change: Change, modules: Mapping[str, nn.Module]) -> None:
+    layer = modules[change.path]
+    if not isinstance(layer, nn.Linear) or hasattr(layer, INPUT_SCALE):
+        raise _misfit(change, layer, "only a linear layer that does not yet do so can scale what it reads")
+    if change.value != layer.in_features:
+        raise _misfit(change, layer, f"it reads {layer.in_features} features")
+    weight = layer.weight
+    ones = torch.ones(layer.in_features, dtype=weight.dtype, device=weight.device)
+    layer.register_buffer(INPUT_SCALE, ones)
+    layer.register_forward_pre_hook(_scale_input)
+
+
+def _scale_input(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (inputs[0] * layer.get_buffer(INPUT_SCALE), *inputs[1:])
+
+
 def _misfit(change: Change, module: nn.Module, reason: str) -> VerificationError:
     return VerificationError(
         f"the file changes {change.path or 'the model'!r} ({change.attribute} {change.value}), "
@@ -72,4 +90,5 @@ def _misfit(change: Change, module: nn.Module, reason: str) -> VerificationError
 _APPLY: Mapping[str, Callable[[Change, Mapping[str, nn.Module]], None]] = {
     "identity": _identity,
     "bias": _bias,
+    INPUT_SCALE: _input_scale,
 }

@@ -12,16 +12,16 @@ import torch
 from tersor.artifact.io import Reader
 from tersor.artifact.writer import disk_errors, replacing
 from tersor.errors import SpecError, did_you_mean, in_context
-from tersor.export.check import Agreement, check_agreement
-from tersor.export.onnx import onnx_bytes
+from tersor.export.check import Agreement, Probe, check_agreement
+from tersor.export.onnx import draw_onnx
 from tersor.export.runtimes import Precision, open_session
 from tersor.export.served import ServedModel, output_structure
 from tersor.measure.quality import evaluate_model
 from tersor.model.inputs import model_call, model_inputs
 from tersor.model.restore import fresh_model
+from tersor.model.simulate import simulated
 from tersor.model.trace import trace
 from tersor.pipeline.load import load
-from tersor.pipeline.work import Work
 from tersor.progress import Progress, inside, silent
 from tersor.result import Score
 from tersor.task import Batch, Task, check_is_task
@@ -53,7 +53,8 @@ def export_model(
     """Write a ``.tersor`` file as ONNX, run it, and put it at ``out`` if it agrees with the model.
 
     The written file runs in ``runtime`` on the first ``batches`` of the test data; its outputs have to be
-    those of the model with its activations quantized in PyTorch, within one step of an 8-bit output. Raises
+    those of the model with its activations quantized in PyTorch, within one step of an 8-bit output, or so
+    has each value at a point where those before it are the runtime's (:mod:`tersor.export.check`). Raises
     :class:`VerificationError` otherwise, :class:`ExportError` for a model that the format cannot hold; an
     older file at ``out`` is then as it was.
     """
@@ -66,15 +67,17 @@ def export_model(
         tensors = {name: reader.read(name) for name in reader.names}
         points = reader.points
     progress("export", 0.0, 1.0)
-    content = onnx_bytes(traced, tensors, points)
-    session = open_session(content, runtime)
-    reference = Work(model, points).runnable(task)
+    drawn = draw_onnx(traced, tensors, points)
+    reference = simulated(model, traced, points) if points else model
+    probe = Probe(open_session(drawn.probe, runtime), drawn.probed) if points else None
+    session = open_session(drawn.content, runtime)
     agreement = check_agreement(
-        task, reference.eval(), session, islice(iter(task.test), batches), progress=inside(progress, "export")
-    )
+        task, reference, session, probe, list(islice(iter(task.test), batches)),
+        progress=inside(progress, "export"),
+    )  # fmt: skip
     target = Path(out)
     with replacing(target) as partial, disk_errors(target):
-        partial.write_bytes(content)
+        partial.write_bytes(drawn.content)
     return Exported(target, format, target.stat().st_size, session.description, agreement)
 
 

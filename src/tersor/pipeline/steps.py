@@ -15,6 +15,7 @@ from torch import nn
 from tersor.calibrate.bias import correct_biases_
 from tersor.calibrate.fisher import diagonal_fisher
 from tersor.calibrate.norms import reestimate_norms_
+from tersor.calibrate.smooth import smooth_
 from tersor.errors import in_context
 from tersor.model.attach import attach_codebook, attach_mask, collect_one
 from tersor.model.fold import equalize_, fold_batch_norms_
@@ -26,7 +27,7 @@ from tersor.pipeline.quantize import Planned, calibrated_points, plan_quantizati
 from tersor.pipeline.work import Work
 from tersor.progress import Progress, inside, silent
 from tersor.result import Touched
-from tersor.spec import AMOUNTS, Cluster, Code, Fold, Prune, Quantize, Step, Train
+from tersor.spec import AMOUNTS, Cluster, Code, Fold, Prune, Quantize, Smooth, Step, Train
 from tersor.task import Task
 from tersor.tensor.cluster import cluster_tensor
 from tersor.tensor.compressed import Affine, Codebook
@@ -174,6 +175,25 @@ def _fold(work: Work, step: Fold, context: Context) -> list[Touched]:
     return rows
 
 
+def _smooth(work: Work, step: Smooth, context: Context) -> list[Touched]:
+    selected = select(work.model, step)
+    chosen = {one.storage.name: one.storage for one in selected if one.step is not None}
+    alphas = {one.storage.name: cast(Smooth, one.step).alpha for one in selected if one.step is not None}
+    loader = context.task.train or context.task.validation or ()
+    with Randomness(loader).seeded(context.seed):
+        done = smooth_(
+            work.model, work.traced(context.task), alphas, chosen, context.task, step.batches,
+            device=context.device, progress=inside(context.progress, step.name),
+        )  # fmt: skip
+    work.changes += done.changes
+    reasons = {one.storage.name: one.reason for one in selected if one.step is None} | dict(done.skipped)
+    return [
+        Touched(one.storage.name, one.storage.name not in reasons,
+                reasons.get(one.storage.name, f"alpha {alphas.get(one.storage.name)}"))
+        for one in selected
+    ]  # fmt: skip
+
+
 def _quantize(work: Work, step: Quantize, context: Context) -> list[Touched]:
     planned = plan_quantization(work, step, context.task)
     with Randomness(context.task.train or context.task.validation or ()).seeded(context.seed):
@@ -248,6 +268,7 @@ _APPLY: Mapping[type[Step], Callable[[Work, Any, Context], list[Touched]]] = {
     Prune: _prune,
     Cluster: _cluster,
     Fold: _fold,
+    Smooth: _smooth,
     Quantize: _quantize,
     Train: _fit,
     Code: _code,
