@@ -2,7 +2,8 @@
 
 import pytest
 
-from tersor.points import Operation, QuantPoint, place
+from tersor.errors import VerificationError
+from tersor.points import Operation, QuantPoint, label, place, placement_of
 
 
 def conv(name, x, y, weight=None):
@@ -105,3 +106,80 @@ def test_a_bias_that_is_added_leaves_the_addition_float():
 def test_bounds_of_a_point(bits, signed, low, high):
     point = QuantPoint("", "input", 0, bits=bits, signed=signed, scale=0.1)
     assert (point.low, point.high, point.dynamic) == (low, high, False)
+
+
+def points(keys, scale=0.1):
+    return [QuantPoint(*key, scale=scale) for key in keys]
+
+
+def integer(placed):
+    return {one.operation.output for one in placed.decisions if one.action == "integer"}
+
+
+def test_a_placement_is_found_again_from_its_points():
+    placed = place(residual(), ["x"], WEIGHTS)
+    again = placement_of(residual(), ["x"], WEIGHTS, points(placed.points.values()))
+    assert (dict(again.points), again.follows, integer(again)) == (
+        dict(placed.points), placed.follows, integer(placed),
+    )  # fmt: skip
+
+
+def test_a_rule_that_left_an_addition_out_is_found_again():
+    # The addition is in a module that a rule skips; its result feeds a layer all the same.
+    operations = [
+        conv("conv1", "x", "c1"),
+        Operation("add", "block", 0, ("x", "c1"), "a"),
+        conv("conv2", "a", "c2"),
+    ]
+    weights = ["conv1.weight", "conv2.weight"]
+    placed = place(operations, ["x"], weights, {"block": "skipped"})
+    again = placement_of(operations, ["x"], weights, points(placed.points.values()))
+    assert dict(again.points) == dict(placed.points)
+    assert integer(again) >= integer(placed)
+
+
+def test_a_layer_without_points_keeps_its_weights_only():
+    operations = [conv("conv1", "x", "c1"), conv("conv2", "x", "c2"), conv("conv3", "c2", "c3")]
+    keys = [("", "input", 0), ("conv1", "conv", 0)]
+    placed = placement_of(operations, ["x"], [f"conv{at}.weight" for at in (1, 2, 3)], points(keys))
+    actions = [one.action for one in placed.decisions]
+    assert actions == ["integer", "integer", "weights only"]
+
+
+def test_a_weight_that_lost_its_codes_makes_a_layer_float_and_keeps_the_points():
+    placed = place(residual(), ["x"], WEIGHTS)
+    again = placement_of(residual(), ["x"], WEIGHTS[1:], points(placed.points.values()))
+    assert dict(again.points) == dict(placed.points)
+    assert integer(again) == integer(placed) - {"c1", "r1"}
+
+
+def test_dynamic_points_are_not_followed():
+    operations = [
+        Operation("linear", "a", 0, ("x",), "y", ("a.weight",)),
+        Operation("move", "", 0, ("x",), "turned"),
+        Operation("linear", "b", 0, ("turned",), "z", ("b.weight",)),
+    ]
+    placed = place(operations, ["x"], ["a.weight", "b.weight"], dynamic=True)
+    assert list(placed.points) == ["x", "turned"]
+    again = placement_of(operations, ["x"], ["a.weight", "b.weight"], points(placed.points.values(), 0.0))
+    assert (dict(again.points), again.follows) == (dict(placed.points), {})
+    only = placement_of(operations, ["x"], ["a.weight", "b.weight"], points([("", "input", 0)], 0.0))
+    assert only.follows == {} and integer(only) == {"y"}
+
+
+def test_a_point_that_the_graph_lacks_is_named():
+    with pytest.raises(VerificationError, match=r"no value for the point conv3 \(conv\)"):
+        placement_of(residual(), ["x"], WEIGHTS, points([("conv3", "conv", 0)]))
+
+
+def test_a_computed_weight_or_a_quantized_bias_makes_no_integer_layer():
+    computed = Operation("linear", "fc", 0, ("x", "w"), "y")
+    biased = Operation("linear", "fc", 0, ("x",), "y", ("fc.weight", "fc.bias"))
+    placed = [place([one], ["x"], ["fc.bias"]).decisions[0] for one in (computed, biased)]
+    assert [one.action for one in placed] == ["float", "weights only"]
+    assert "computed" in placed[0].reason and "not quantized" in placed[1].reason
+
+
+def test_labels_tell_keys_apart():
+    keys = [("", "input", 0), ("", "relu", 0), ("", "relu", 1), ("a", "relu", 0), ("a.b", "relu", 0)]
+    assert len({label(key) for key in keys}) == len(keys)

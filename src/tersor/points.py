@@ -9,10 +9,12 @@ between two points: a layer with its activation function, a residual addition, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
+
+from tersor.errors import VerificationError, did_you_mean
 
 WEIGHTED = ("conv", "linear")
 ELEMENTWISE = ("add", "mul", "cat", "avg_pool")
@@ -69,7 +71,8 @@ class Operation:
     """One operation of a model: what it reads and makes.
 
     kind -- one of the words of this module where runtimes have integers for it, else the operator's name.
-    inputs -- the floating activations that it reads; weights -- the parameters, by the names of the file.
+    inputs -- the floating activations that it reads; weights -- the parameters, by the names of the file, of
+        a layer its weight first, or none where that is computed.
     """
 
     kind: str
@@ -131,8 +134,7 @@ def place(
     """
     graph = _Graph(operations, frozenset(quantized), left_out or {})
     integer = graph.integer(("linear",), ()) if dynamic else graph.integer(WEIGHTED, ELEMENTWISE)
-    keys = {name: ("", INPUT, at) for at, name in enumerate(inputs)}
-    keys |= {one.output: one.key for one in operations}
+    keys = keys_of(operations, inputs)
     wanted: dict[str, Key] = {}
     for one in operations:
         if one.output in integer:
@@ -143,14 +145,55 @@ def place(
         if one.output in integer and one.kind not in _FLOAT_OUT and not dynamic:
             end = graph.end(one)
             wanted.setdefault(end, keys[end])
-    order = [*inputs, *(one.output for one in operations)]
-    points = {value: wanted[value] for value in order if value in wanted}
-    follows = {
-        one.output: root
-        for one in operations
-        if one.kind in MOVES and one.inputs and (root := graph.root(one.output)) in points and not dynamic
-    }
+    points = {value: wanted[value] for value in keys if value in wanted}
+    follows = {} if dynamic else graph.follows(points)
     return Placement(points, follows, tuple(graph.decisions(integer)))
+
+
+def placement_of(
+    operations: Sequence[Operation],
+    inputs: Sequence[str],
+    quantized: Iterable[str],
+    points: Iterable[QuantPoint],
+) -> Placement:
+    """Where given points are, and what runs in integers between them: what a file tells of a placement.
+
+    A layer with a quantized weight is integer if all that it reads has a point; so is another operation whose
+    result has one too. Raises :class:`VerificationError` for a point that the graph has no value for.
+
+    >>> conv = Operation("conv", "conv1", 0, ("x",), "y", ("conv1.weight",))
+    >>> found = placement_of([conv], ["x"], ["conv1.weight"], [QuantPoint("", "input", 0, scale=0.1)])
+    >>> found.points, found.decisions[0].action
+    ({'x': ('', 'input', 0)}, 'integer')
+    """
+    graph = _Graph(operations, frozenset(quantized), {})
+    named = keys_of(operations, inputs)
+    given = {point.key: point for point in points}
+    unknown = set(given) - set(named.values())
+    if unknown:
+        hint = did_you_mean(spell(min(unknown)), [spell(key) for key in named.values()])
+        raise VerificationError(f"the model has no value for the point {spell(min(unknown))}.{hint}")
+    placed = {value: key for value, key in named.items() if key in given}
+    follows = graph.follows({value: key for value, key in placed.items() if not given[key].dynamic})
+    integer = graph.between({*placed, *follows})
+    follows = {value: root for value, root in follows.items() if value not in placed}
+    return Placement(placed, follows, tuple(graph.decisions(integer)))
+
+
+def keys_of(operations: Iterable[Operation], inputs: Iterable[str]) -> dict[str, Key]:
+    """The key of each value, in the order of the graph."""
+    found: dict[str, Key] = {name: ("", INPUT, at) for at, name in enumerate(inputs)}
+    return found | {one.output: one.key for one in operations}
+
+
+def label(key: Key) -> str:
+    """A key as a name in a file.
+
+    >>> label(("conv1", "conv", 0)), label(("", "add", 1))
+    ('conv1.conv', 'add_1')
+    """
+    path, operation, index = key
+    return ".".join(filter(None, (path, operation))) + (f"_{index}" if index else "")
 
 
 def spell(key: Key) -> str:
@@ -225,6 +268,25 @@ class _Graph:
                     integer.add(one.output)
         return integer
 
+    def between(self, points: Collection[str]) -> set[str]:
+        """The outputs of the operations that run in integers where these values are quantized."""
+        integer = set()
+        for one in self.operations:
+            fed = all(value in points for value in one.inputs)
+            layer = one.kind in WEIGHTED and not self.obstacle(one)
+            made = one.kind in ELEMENTWISE and self.complete(one) and self.end(one) in points
+            if fed and (layer or made):
+                integer.add(one.output)
+        return integer
+
+    def follows(self, points: Mapping[str, Key]) -> dict[str, str]:
+        """The values that move or pick the elements of one that has a point, and that one."""
+        return {
+            one.output: root
+            for one in self.operations
+            if one.kind in MOVES and one.inputs and (root := self.root(one.output)) in points
+        }
+
     def complete(self, operation: Operation) -> bool:
         """Whether it reads nothing but activations."""
         least = 1 if operation.kind == "avg_pool" else 2
@@ -237,11 +299,9 @@ class _Graph:
         excluded = self.excluded(operation)
         if excluded:
             return excluded
-        if not any(name in self.quantized for name in operation.weights):
-            return (
-                "its weight is not quantized" if operation.weights else "its weight is computed, not stored"
-            )
-        return ""
+        if not operation.weights:
+            return "its weight is computed, not stored"
+        return "" if operation.weights[0] in self.quantized else "its weight is not quantized"
 
     def excluded(self, operation: Operation) -> str:
         """The reason for which the user's rules leave it out, or ""."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from inspect import signature
 from itertools import islice
@@ -22,12 +23,14 @@ _LOOKED_AT = 8
 class Inputs:
     """Example arguments, and which of their dimensions vary: the batch, and what differed between batches.
 
-    dynamic -- for each leaf of (args, kwargs), the varying dimensions of a tensor.
+    dynamic -- for each leaf of (args, kwargs), the dimensions of a tensor that may vary.
+    differed -- the same, for those that did.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     dynamic: tuple[tuple[int, ...], ...]
+    differed: tuple[tuple[int, ...], ...] = ()
 
     def dynamic_shapes(self, model: nn.Module) -> dict[str, Any]:
         """The same as :func:`torch.export.export` takes it for ``model``: by the names of its arguments."""
@@ -43,9 +46,10 @@ class Inputs:
 def model_inputs(task: Task, model: nn.Module) -> Inputs:
     """The arguments that the task's ``forward`` gives to the model, and their varying dimensions.
 
-    ``example_inputs`` if the task has them, else what arrives when ``forward`` runs on the first batch of the
-    test data. A dimension varies if it is the first, or if the first eight batches differ in it. Raises
-    :class:`TaskError` for an empty loader, and where ``forward`` does not call the model.
+    ``example_inputs`` if the task has them, else what arrives when ``forward`` is called with the first batch
+    of the test data; the model itself does not run. A dimension varies if the first eight batches differ in
+    it, or if it is the first and as long as that of the first tensor, the batch. Raises :class:`TaskError`
+    for an empty loader, and where ``forward`` does not call the model.
     """
     calls = [model_call(task, model, batch) for batch in islice(iter(task.test), _LOOKED_AT)]
     if not calls:
@@ -54,22 +58,35 @@ def model_inputs(task: Task, model: nn.Module) -> Inputs:
         calls.insert(0, (task.example_inputs, {}))
     leaves = [pytree.tree_leaves(call) for call in calls]
     same = [one for one in leaves if len(one) == len(leaves[0])]
-    dynamic = tuple(_varying([one[at] for one in same]) for at in range(len(leaves[0])))
-    args, kwargs = pytree.tree_map_only(Tensor, _two_at_least, calls[0])
-    return Inputs(tuple(args), dict(kwargs), dynamic)
+    differed = tuple(_differing([one[at] for one in same]) for at in range(len(leaves[0])))
+    tensors = [one for one in leaves[0] if isinstance(one, Tensor) and one.ndim]
+    batch = len(tensors[0]) if tensors else 0
+    dynamic = tuple(
+        tuple(sorted({*dims, *((0,) if _is_batch(leaf, batch) else ())}))
+        for leaf, dims in zip(leaves[0], differed, strict=True)
+    )
+    args, kwargs = pytree.tree_map_only(Tensor, _two_at_least, calls[0]) if batch == 1 else calls[0]
+    return Inputs(tuple(args), dict(kwargs), dynamic, differed)
+
+
+class _Called(BaseException):
+    """Ends a ``forward`` where it calls the model: what it computes is not wanted."""
 
 
 def model_call(task: Task, model: nn.Module, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with which the task's ``forward`` calls the model on a batch: (args, kwargs)."""
+    """The arguments with which the task's ``forward`` calls the model on a batch: (args, kwargs).
+
+    The model itself does not run.
+    """
     seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not seen:
-            seen.append(pytree.tree_map_only(Tensor, torch.Tensor.detach, (args, dict(kwargs))))
+        seen.append(pytree.tree_map_only(Tensor, torch.Tensor.detach, (args, dict(kwargs))))
+        raise _Called
 
-    handle = model.register_forward_pre_hook(note, with_kwargs=True)
+    handle = model.register_forward_pre_hook(note, with_kwargs=True, prepend=True)
     try:
-        with torch.no_grad(), code_of_the_task(f"task {task.name!r}: forward"):
+        with torch.no_grad(), suppress(_Called), code_of_the_task(f"task {task.name!r}: forward"):
             task.forward(model, batch)
     finally:
         handle.remove()
@@ -79,13 +96,16 @@ def model_call(task: Task, model: nn.Module, batch: Batch) -> tuple[tuple[Any, .
     return seen[0]
 
 
-def _varying(leaves: list[Any]) -> tuple[int, ...]:
+def _differing(leaves: list[Any]) -> tuple[int, ...]:
     first = leaves[0]
-    tensors = [one for one in leaves if isinstance(one, Tensor)]
-    if not isinstance(first, Tensor) or not first.ndim:
+    if not isinstance(first, Tensor):
         return ()
-    others = [one.shape for one in tensors if one.ndim == first.ndim]
-    return tuple(dim for dim in range(first.ndim) if dim == 0 or len({shape[dim] for shape in others}) > 1)
+    shapes = [one.shape for one in leaves if isinstance(one, Tensor) and one.ndim == first.ndim]
+    return tuple(dim for dim in range(first.ndim) if len({shape[dim] for shape in shapes}) > 1)
+
+
+def _is_batch(leaf: Any, batch: int) -> bool:
+    return isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == batch
 
 
 def _two_at_least(tensor: Tensor) -> Tensor:

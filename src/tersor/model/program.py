@@ -15,7 +15,7 @@ from torch.export.graph_signature import OutputKind
 from torch.utils import _pytree as pytree
 
 from tersor.errors import TaskError
-from tersor.model.trace import Traced
+from tersor.model.trace import Traced, check_general
 
 _ATEN = torch.ops.aten
 # Where an operator says that it trains: the position of that argument.
@@ -36,7 +36,9 @@ class GraphModel(nn.Module):
     """``model`` run through ``traced``, with a module of ``taps`` on each value that it names.
 
     A tap takes the value and gives what all its readers see instead. In training mode dropout and batch
-    norms train as they would in the model; ``frozen_norms`` keeps the norms at their running statistics.
+    norms train as they would in the model (not so dropout inside of attention, and norms that average over
+    all batches); ``frozen_norms`` keeps the norms at their running statistics. Raises :class:`TaskError` for
+    a graph that does not take all batches.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class GraphModel(nn.Module):
         frozen_norms: bool = False,
     ) -> None:
         super().__init__()
+        check_general(traced)
         self.model = model
         self.traced = traced
         self.taps = nn.ModuleList((taps or {}).values())

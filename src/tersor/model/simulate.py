@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tersor.errors import VerificationError, did_you_mean
 from tersor.model.program import GraphModel
 from tersor.model.trace import Traced
-from tersor.points import INPUT, Key, QuantPoint, spell
+from tersor.points import Key, QuantPoint, keys_of, spell
 from tersor.tensor.fake import fake_quantize, lsq_quantize
 
 TINY = 1e-12
@@ -83,8 +83,7 @@ def points_of(run: GraphModel) -> tuple[QuantPoint, ...]:
 
 def values_of(traced: Traced) -> Mapping[Key, str]:
     """The value that each key of the graph names."""
-    inputs = {("", INPUT, at): name for at, name in enumerate(traced.inputs)}
-    return inputs | {one.key: one.output for one in traced.operations}
+    return {key: value for value, key in keys_of(traced.operations, traced.inputs).items()}
 
 
 def _range_of(value: Tensor, point: QuantPoint) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,8 @@ from torch.export.graph_signature import InputKind
 from tersor.errors import TaskError
 from tersor.model.attach import bake_
 from tersor.model.inputs import Inputs
-from tersor.points import Operation
+from tersor.model.storage import state
+from tersor.points import WEIGHTED, Operation
 
 _ATEN = torch.ops.aten
 
@@ -39,7 +40,8 @@ KINDS: Mapping[Any, str] = {
         (_ATEN.flatten, _ATEN.view, _ATEN.reshape, _ATEN.permute, _ATEN.transpose, _ATEN.t, _ATEN.unsqueeze,
          _ATEN.squeeze, _ATEN.slice, _ATEN.select, _ATEN.contiguous, _ATEN.dropout, _ATEN.dropout_,
          _ATEN.clone, _ATEN.detach, _ATEN.alias, _ATEN.unflatten, _ATEN.split, _ATEN.split_with_sizes,
-         _ATEN.chunk, _ATEN.expand, _ATEN.feature_dropout, _ATEN.pixel_shuffle, _ATEN.index_select),
+         _ATEN.chunk, _ATEN.expand, _ATEN.feature_dropout, _ATEN.pixel_shuffle, _ATEN.index_select,
+         _ATEN.unbind, _ATEN.narrow, _ATEN.movedim, _ATEN.swapaxes, _ATEN.flip, _ATEN.roll, _ATEN.repeat),
         "move",
     ),
     _ATEN.lstm: "lstm",
@@ -52,14 +54,17 @@ KINDS: Mapping[Any, str] = {
 class Traced:
     """A model's graph with its operations; names are those of the bare model's ``state_dict``.
 
-    tensors -- placeholder of the graph -> name of the parameter, buffer or constant that it stands for.
+    tensors -- placeholder of the graph -> name of the parameter, buffer or constant that it stands for; of a
+        tied weight, the first one.
     inputs -- the floating placeholders that the user feeds, in order.
+    fixed -- which sizes that differ from batch to batch the graph has fixed, in words; "" if none.
     """
 
     program: ExportedProgram
     tensors: Mapping[str, str]
     inputs: tuple[str, ...]
     operations: tuple[Operation, ...]
+    fixed: str = ""
 
     @property
     def graph(self) -> fx.Graph:
@@ -72,12 +77,14 @@ def trace(model: nn.Module, inputs: Inputs) -> Traced:
     """The graph of ``model`` in evaluation mode; what is attached to it counts as baked.
 
     Raises :class:`TaskError` where :func:`torch.export.export` cannot follow the model, with its reason.
+    The graph is for the device of the model.
     """
     bare = copy.deepcopy(model)
     bake_(bare)
     program = exported(bare.eval(), inputs)
+    first = {site.name: storage.name for storage in state(bare) for site in storage.sites}
     tensors = {
-        spec.arg.name: str(spec.target)
+        spec.arg.name: first.get(str(spec.target), str(spec.target))
         for spec in program.graph_signature.input_specs
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
     }
@@ -87,7 +94,15 @@ def trace(model: nn.Module, inputs: Inputs) -> Traced:
         for node in program.graph.find_nodes(op="placeholder")
         if node.name not in tensors and _floating(node)
     )
-    return Traced(program, tensors, fed, tuple(_operations(program.graph, tensors, parameters)))
+    operations = tuple(_operations(program.graph, tensors, parameters))
+    return Traced(program, tensors, fed, operations, _fixed(program, tensors, inputs))
+
+
+def check_general(traced: Traced) -> None:
+    """Raise :class:`TaskError` for a graph that does not take all batches of its task."""
+    if traced.fixed:
+        raise TaskError(f"torch.export fixes {traced.fixed} in the graph of this model (as recurrent layers "
+                        "make it do, and sizes in the code): give batches of one size there")  # fmt: skip
 
 
 def exported(model: nn.Module, inputs: Inputs) -> ExportedProgram:
@@ -123,11 +138,17 @@ def _operations(graph: fx.Graph, tensors: Mapping[str, str], parameters: set[str
         if not read:
             continue
         weights = tuple(name for one in read if (name := tensors.get(one.name)) in parameters)
+        if kind in WEIGHTED and tensors.get(_name(node.args[1])) not in parameters:
+            weights = ()
         activations = tuple(one.name for one in read if one.name not in tensors)
         index = calls[path, kind]
         calls[path, kind] += 1
         found.append(Operation(kind, path, index, activations, node.name, weights))
     return found
+
+
+def _name(argument: object) -> str:
+    return argument.name if isinstance(argument, fx.Node) else ""
 
 
 def _kind(node: fx.Node) -> str:
@@ -139,6 +160,21 @@ def _kind(node: fx.Node) -> str:
     packet = getattr(node.target, "overloadpacket", None)
     name = getattr(packet, "__name__", str(node.target))
     return KINDS.get(packet, name)
+
+
+def _fixed(program: ExportedProgram, tensors: Mapping[str, str], inputs: Inputs) -> str:
+    fed = [node for node in program.graph.find_nodes(op="placeholder") if node.name not in tensors]
+    return ", ".join(
+        f"dimension {dim} of {node.name} to {size}"
+        for node, dims in zip(fed, inputs.differed, strict=False)
+        for dim in dims
+        if (size := _known(node.meta["val"].shape[dim])) is not None
+    )
+
+
+def _known(size: Any) -> int | None:
+    """A size that is a number, or a symbol that came to stand for one; None if it is free."""
+    return size if isinstance(size, int) else size.node.maybe_as_int()  # type: ignore[no-any-return]
 
 
 def module_path(node: fx.Node) -> str:
