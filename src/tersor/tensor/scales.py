@@ -41,8 +41,8 @@ def choose_scales(
 
     Weights where ``mask`` is False do not count. On a binary grid every method gives the mean magnitude
     (Rastegari et al. 2016, XNOR-Net, section 3.1). mse is exact for small groups, and on {-s, 0, s} up to a
-    million weights (Li & Liu 2016 approximate that one), else near the optimum: 1 %, for a thousand weights. Powers of two:
-    the next above for max and percentile, the best for mse. A group of zeros has the scale 1. Raises
+    million weights (Li & Liu 2016 approximate that one), else within 1 % of the least error or so. Powers of
+    two: the next above for max and percentile, the best for mse. A group of zeros has the scale 1. Raises
     :class:`TensorError` for NaN, Inf, and negative weights where the grid has no codes for them.
 
     >>> choose_scales(torch.tensor([-1.0, 0.5, 7.0]), Grid(bits=4))
