@@ -45,7 +45,8 @@ def annotated_onnx(traced: Traced, values: Iterable[str], weights: Iterable[str]
     A point of a weight has ``weight:`` before its name, one of a value ``value:``. Batch is dynamic where the
     trace has it so. Raises :class:`ExportError` for an operator that ONNX does not have.
     """
-    program = deepcopy(traced.program)
+    with _quiet():  # torch warns of its own classes
+        program = deepcopy(traced.program)
     _insert(program, traced, set(values), set(weights))
     model = _export(program)
     _strip(model)
