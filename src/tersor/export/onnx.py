@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from tersor.errors import ExportError, VerificationError
 from tersor.export.annotate import annotated_onnx
+from tersor.export.fusions import keep_apart_
 from tersor.export.qdq import write_points_
 from tersor.model.trace import Traced
 from tersor.points import Operation, Placement, QuantPoint, place, spell
@@ -54,6 +55,7 @@ def draw_onnx(traced: Traced, tensors: Mapping[str, CompressedTensor], points: I
 
     def written(model: ir.Model, exposed: tuple[str, ...]) -> bytes:
         write_points_(model, values, coded, integer, exposed)
+        keep_apart_(model.graph)
         model.producer_name, model.producer_version = "tersor", ""
         return _serialized(model)
 
