@@ -3,8 +3,8 @@
     python -m benchmarks.resnet20
 
 One net, which the other benchmarks compress. Interrupted, it goes on from its checkpoint in
-``runs/resnet20``. The artifact (``benchmarks/artifacts``) holds every tensor bit by bit; its test error is
-measured on the file.
+``runs/resnet20``. The settings are common ones, not scanned. The artifact (``benchmarks/artifacts``) holds
+every tensor bit by bit; its test error is measured on the file.
 """
 
 from __future__ import annotations
