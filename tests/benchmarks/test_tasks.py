@@ -1,9 +1,9 @@
 import pytest
 import torch
+from benchmarks.data import Images, Split
 
 import tersor
 from benchmarks import tasks
-from benchmarks.data import Images, Split
 
 
 @pytest.fixture(autouse=True)
