@@ -11,6 +11,7 @@ from tersor.tensor.affine import Grid, dequantize, quantize
 from tersor.tensor.fake import (
     fake_binary,
     fake_quantize,
+    learned_scale,
     lsq_quantize,
     quantize_gradient,
     round_to_grid,
@@ -303,3 +304,25 @@ def test_gradients_at_the_edge():
     assert gradient_of(torch.randn(9, dtype=torch.bfloat16)).dtype == torch.bfloat16
     with pytest.raises(SpecError, match="bits is 1"):
         quantize_gradient(torch.ones(2), bits=1)
+
+
+@given(st.floats(1e-6, 10), st.floats(-3, 3))
+def test_a_learned_scale_moves_relatively_as_much_as_plain_descent_would_move_it(start, gradient):
+    shift = torch.zeros(1, requires_grad=True)
+    scale = learned_scale(torch.tensor([start]), shift)
+    assert scale.item() == torch.tensor(start).item()
+    (scale * gradient).sum().backward()
+    # one step of rate r: -r * gradient / start, as a share of the scale
+    assert float(shift.grad) == pytest.approx(gradient / start, rel=1e-4, abs=1e-9)
+
+
+def test_a_learned_scale_stays_positive():
+    shift = torch.zeros(3, requires_grad=True)
+    start = torch.tensor([1e-38, 1e-3, 1.0])
+    optimizer = torch.optim.Adam([shift], lr=0.1)
+    for _ in range(50):
+        optimizer.zero_grad()
+        learned_scale(start, shift).sum().backward()
+        optimizer.step()
+    assert torch.isfinite(shift).all()
+    assert (learned_scale(start, shift)[1:] > 0).all()

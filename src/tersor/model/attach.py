@@ -63,7 +63,7 @@ def attach_mask(model: nn.Module, storage: Storage, mask: Mask) -> None:
         originals = storage.originals()
         learn = originals[1].requires_grad
         copies = [one.detach().clone() for one in originals]
-        _bind(storage, GridWeight(grid.shape, grid.grid, grid.zero_point, pruned), copies)
+        _bind(storage, GridWeight(grid.shape, grid.grid, grid.start, grid.zero_point, pruned), copies)
         storage.originals()[1].requires_grad_(learn)
         return
     latent = storage.dense() if held is None else storage.originals()[0].detach()
@@ -209,7 +209,8 @@ def _bind_grid(
     zero_point, scale = (torch.from_numpy(one).to(device) for one in (form.zero_point, form.scale))
     pruned = None if kept is None or kept.all() else torch.from_numpy(kept).to(device)
     dense = compressed.decode().to(device) if latent is None else latent.clone()
-    _bind(storage, GridWeight(storage.shape, grid, zero_point, pruned), [dense, scale])
+    shift = torch.zeros_like(scale)
+    _bind(storage, GridWeight(storage.shape, grid, scale, zero_point, pruned), [dense, shift])
     storage.originals()[1].requires_grad_(learn)
 
 

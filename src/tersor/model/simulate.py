@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from math import sqrt
 
 import torch
@@ -12,27 +13,29 @@ from tersor.errors import VerificationError, did_you_mean
 from tersor.model.program import GraphModel
 from tersor.model.trace import Traced
 from tersor.points import Key, QuantPoint, keys_of, spell
-from tersor.tensor.fake import fake_quantize, lsq_quantize
+from tersor.tensor.fake import fake_quantize, learned_scale, lsq_quantize
 
-TINY = 1e-12
+TINY = torch.finfo(torch.float32).tiny
 
 
 class FakePoint(nn.Module):
     """A tap that rounds a value to the codes of a point; inside the range the gradient goes straight through.
 
-    With ``learn`` its scale is a parameter (Esser et al. 2020), the zero point stays.
+    With ``learn`` its scale trains (Esser et al. 2020, LSQ) by ``shift``, the logarithm of its ratio to
+    the scale that it starts from; the zero point stays.
     """
 
-    scale: Tensor
+    start: Tensor
+    shift: Tensor
 
     def __init__(self, point: QuantPoint, *, learn: bool = False) -> None:
         super().__init__()
         self.template = point
-        scale = torch.tensor(point.scale, dtype=torch.float32)
+        self.register_buffer("start", torch.tensor(point.scale, dtype=torch.float32))
         if learn and not point.dynamic:
-            self.scale = nn.Parameter(scale)
+            self.shift = nn.Parameter(torch.zeros(()))
         else:
-            self.register_buffer("scale", scale)
+            self.register_buffer("shift", None)
 
     def forward(self, value: Tensor) -> Tensor:
         """The value, rounded."""
@@ -40,16 +43,20 @@ class FakePoint(nn.Module):
         if point.dynamic:
             scale, zero_point = _range_of(value.detach(), point)
             return fake_quantize(value, scale, zero_point, point.low, point.high)
-        if not isinstance(self.scale, nn.Parameter):
-            return fake_quantize(value, self.scale, point.zero_point, point.low, point.high)
-        pull = 1 / sqrt(value[0].numel() * max(point.high, 1))
-        return lsq_quantize(value, self.scale, point.zero_point, point.low, point.high, pull)
+        if self.shift is None:
+            return fake_quantize(value, self.start, point.zero_point, point.low, point.high)
+        scale = learned_scale(self.start, self.shift)
+        features = value.numel() // max(len(value), 1) if value.ndim else 1
+        pull = 1 / sqrt(max(features, 1) * point.high)
+        return lsq_quantize(value, scale, point.zero_point, point.low, point.high, pull)
 
     def point(self) -> QuantPoint:
         """The point with the scale as it is now."""
-        old = self.template
-        scale = float(self.scale.detach().abs().clamp(min=TINY)) if not old.dynamic else 0.0
-        return QuantPoint(*old.key, bits=old.bits, signed=old.signed, scale=scale, zero_point=old.zero_point)
+        if self.shift is None:
+            return self.template
+        with torch.no_grad():
+            scale = learned_scale(self.start, self.shift).clamp(min=TINY)
+        return replace(self.template, scale=float(scale))
 
 
 def simulated(

@@ -174,7 +174,7 @@ def _fixed(program: ExportedProgram, tensors: Mapping[str, str], inputs: Inputs)
 
 def _known(size: Any) -> int | None:
     """A size that is a number, or a symbol that came to stand for one; None if it is free."""
-    return size if isinstance(size, int) else size.node.maybe_as_int()  # type: ignore[no-any-return]
+    return size if isinstance(size, int) else size.node.maybe_as_int()
 
 
 def module_path(node: fx.Node) -> str:

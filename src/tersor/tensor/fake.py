@@ -23,6 +23,7 @@ from tersor.errors import SpecError
 from tersor.tensor.affine import Grid
 
 _TINY = float(np.finfo(np.float32).tiny)
+_LEAST_START = 1e-12  # whose square is still a float32
 
 Bounds = tuple[Any, Any]  # two floats, or two tensors that broadcast over the input
 
@@ -76,6 +77,21 @@ def lsq_quantize(
     steps = _spread(scale, x.shape, axis, block_size)
     zeros = _zeros(zero_point, x, axis, block_size)
     return _apply(_Learned, x, steps, zeros, (low, high), grad_scale)
+
+
+def learned_scale(start: Tensor, shift: Tensor) -> Tensor:
+    """``start * exp(shift)``: a scale to learn that stays above 0 and that any optimizer moves relatively.
+
+    Scales differ by orders of magnitude from each other and from weights, so a step of Adam, which is as long
+    as the rate whatever the gradient, would throw a small one below 0 (Jain et al. 2020, TQT, train the
+    logarithm of thresholds for that). The gradient to ``shift`` is divided by ``start**2``: so gradient
+    descent changes the scale, relatively, as much as if it were the parameter, which is what the gradient
+    scale of :func:`lsq_quantize` is made for.
+
+    >>> learned_scale(torch.tensor([0.5]), torch.zeros(1))
+    tensor([0.5000])
+    """
+    return _apply(_Scale, start, shift)
 
 
 def fake_binary(
@@ -197,6 +213,20 @@ class _Learned(Function):
             each = ratio.round().clamp_(*ctx.bounds).mul_(gradient).addcmul_(passed, ratio, value=-1)
             scale_gradient = each.sum_to_size(step.shape).mul_(ctx.grad_scale).to(ctx.dtype)
         return passed.to(x.dtype) if to_x else None, scale_gradient, zero_gradient, None, None
+
+
+class _Scale(Function):
+    @staticmethod
+    def forward(ctx: Any, start: Tensor, shift: Tensor) -> Tensor:
+        scale = start * shift.exp()
+        ctx.save_for_backward(start, scale)
+        return scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        start, scale = ctx.saved_tensors
+        least = start.clamp(min=_LEAST_START)
+        return None, gradients[0] * (scale / least) / least
 
 
 class _Sign(Function):
