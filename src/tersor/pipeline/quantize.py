@@ -9,6 +9,7 @@ from typing import cast
 import torch
 
 from tersor.calibrate.activations import Calibrated, calibrate, observing, run_calibration
+from tersor.calibrate.rounding import LayerRounding
 from tersor.errors import TargetError, in_context
 from tersor.model.attach import attach_codebook, attach_grid, collect_one
 from tersor.model.select import Selected, select
@@ -84,14 +85,20 @@ def calibrated_points(
         )
 
 
-def quantize_weights_(work: Work, planned: Planned, step: Quantize) -> None:
-    """Put the selected weights on their grids; a training step keeps the dense weights behind them."""
-    for one in planned.weights:
-        if one.step is None:
-            continue
+def quantize_weights_(
+    work: Work, planned: Planned, step: Quantize, learner: LayerRounding, progress: Progress
+) -> None:
+    """Put the selected weights on their grids; a training step keeps the dense weights behind them.
+
+    ``learner`` is asked for the codes where rounding is to be learned.
+    """
+    chosen = [one for one in planned.weights if one.step is not None]
+    for done, one in enumerate(chosen):
         spec = cast(Quantize, one.step)
+        if spec.rounding == "learned":
+            progress(f"{step.name}: rounding", done, len(chosen), one.storage.name)
         with in_context(one.storage.name):
-            _quantize_weight(work, one.storage, spec, training=step.train is not None)
+            _quantize_weight(work, one.storage, spec, learner, training=step.train is not None)
 
 
 def grid_for(spec: Quantize, dimensions: int) -> Grid:
@@ -131,7 +138,9 @@ def _words(decision: Decision, points: Mapping[tuple[str, str, int], Calibrated]
     return "; ".join(word for word in words if word)
 
 
-def _quantize_weight(work: Work, storage: Storage, spec: Quantize, *, training: bool) -> None:
+def _quantize_weight(
+    work: Work, storage: Storage, spec: Quantize, learner: LayerRounding, *, training: bool
+) -> None:
     held = collect_one(storage)
     if spec.bits == HALF:
         _replace_values(storage, to_float16(storage.dense()))
@@ -144,7 +153,13 @@ def _quantize_weight(work: Work, storage: Storage, spec: Quantize, *, training: 
     compressed = quantize_tensor(
         storage.dense().cpu(), grid, method=spec.scale, percentile=spec.percentile, mask=storage.mask()
     )
-    attach_grid(work.model, storage, compressed, grid, latent=training, learn=training and spec.learn_scales)
+    learned = spec.rounding == "learned" and not grid.binary and not learner.obstacle(storage.name)
+    if learned:
+        compressed = learner.learn(
+            work.model, storage.name, storage.dense(), grid, compressed, storage.mask()
+        )
+    latent = training and not learned  # what was learned would round to the nearest code again
+    attach_grid(work.model, storage, compressed, grid, latent=latent, learn=training and spec.learn_scales)
 
 
 def _snapped(form: Codebook) -> F32:

@@ -15,6 +15,7 @@ from torch import nn
 from tersor.calibrate.bias import correct_biases_
 from tersor.calibrate.fisher import diagonal_fisher
 from tersor.calibrate.norms import reestimate_norms_
+from tersor.calibrate.rounding import LayerRounding
 from tersor.calibrate.smooth import smooth_
 from tersor.errors import in_context
 from tersor.model.attach import attach_codebook, attach_mask, collect_one
@@ -200,11 +201,12 @@ def _quantize(work: Work, step: Quantize, context: Context) -> list[Touched]:
         points = calibrated_points(
             work, planned, step, context.task, device=context.device, progress=context.progress
         )
-    reference = GraphModel(deepcopy(work.model), planned.traced).eval() if step.correct_bias else None
-    quantize_weights_(work, planned, step)
+    reference = deepcopy(work.model).eval()
+    learner = LayerRounding(reference, planned.traced, context.task, step.batches, context.device)
+    quantize_weights_(work, planned, step, learner, context.progress)
     work.points = tuple(one.point for one in points.values())
     corrected: list[Touched] = []
-    if reference is not None:
+    if step.correct_bias:
         corrected = _correct_biases(work, planned, step, context, reference)
     if step.train is not None:
         _train(work, step.train, _inside(step, context), learn=step.learn_scales)
