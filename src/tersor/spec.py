@@ -44,6 +44,7 @@ class Train:
 
     epochs -- passes over the training loader; may be fractional.
     warmup -- share of the steps over which the rate rises from 0.
+    gradient_bits -- round the gradients of activations to that many bits, stochastically.
     """
 
     kind: ClassVar[str] = "train"
@@ -56,6 +57,7 @@ class Train:
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = 0.0
     clip_norm: float | None = None
+    gradient_bits: int | None = None
 
     def __post_init__(self) -> None:
         _check_kinds(self)
@@ -65,6 +67,9 @@ class Train:
         _require(self.momentum >= 0, "momentum", self.momentum, "0 or more")
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
         _require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "more than 0")
+        _require(
+            self.gradient_bits in (None, *range(2, 9)), "gradient_bits", self.gradient_bits, "from 2 to 8"
+        )
         _one_of(self, "optimizer", ("adamw", "sgd"))
         _one_of(self, "schedule", ("cosine", "linear", "constant"))
 

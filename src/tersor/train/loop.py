@@ -22,6 +22,7 @@ from tersor.spec import Train
 from tersor.task import Batch, Task
 from tersor.train.checkpoint import interrupt_later, load_checkpoint, save_checkpoint
 from tersor.train.control import Control
+from tersor.train.gradients import quantized_gradients
 from tersor.train.randomness import Randomness, State
 from tersor.train.schedule import learning_rate
 
@@ -65,7 +66,8 @@ def fit(
     """
     loader = _train_loader(task)
     randomness = Randomness(loader)
-    with randomness.seeded(seed), _in_training(model, device):
+    rounded = quantized_gradients(model, phase.gradient_bits)
+    with randomness.seeded(seed), _in_training(model, device), rounded:
         steps_an_epoch = _count_batches(task, loader)
         total = max(1, round(phase.epochs * steps_an_epoch))
         epochs = total / steps_an_epoch

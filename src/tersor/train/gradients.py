@@ -1,0 +1,44 @@
+"""Gradients in few bits while a model trains: what hardware that computes backwards in integers would see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from tersor.model.simulate import FakePoint
+from tersor.tensor.fake import quantize_gradient
+
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+
+
+@contextmanager
+def quantized_gradients(model: nn.Module, bits: int | None) -> Iterator[None]:
+    """Round the gradient of what each layer with parameters gives to ``bits`` bits, stochastically, inside.
+
+    In a model that runs through its graph it is that of its points. Norms are left out. The random numbers
+    are torch's own, which a seeded phase draws anew each time (Zhou et al. 2016, DoReFa-Net, section 2.5).
+    Nothing happens where ``bits`` is None.
+    """
+    handles = []
+    if bits is not None:
+
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+            if isinstance(output, Tensor) and output.requires_grad:
+                return quantize_gradient(output, bits)
+            return output
+
+        layers = [one for one in model.modules() if isinstance(one, FakePoint) or _is_layer(one)]
+        handles = [one.register_forward_hook(hook) for one in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _is_layer(module: nn.Module) -> bool:
+    attached = getattr(module, "parametrizations", {})
+    return bool(module._parameters or len(attached)) and not isinstance(module, NORMS)
