@@ -5,6 +5,8 @@ import shlex
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -32,8 +34,20 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "my_task.py").write_text(task)
     (tmp_path / "mine.yaml").write_text(blocks("yaml")[0].replace("epochs: 10", "epochs: 2"))
     save_file({"a": torch.randn(64, 64), "b": torch.randn(64)}, tmp_path / "model.safetensors")
+    onnx.save(small_onnx(), tmp_path / "model.onnx")
     yield tmp_path
     sys.modules.pop("my_task", None)
+
+
+def small_onnx():
+    weight = np.random.default_rng(0).standard_normal((16, 8)).astype(np.float32)
+    x, y = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", size])
+        for name, size in (("x", 16), ("y", 8))
+    )
+    node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
+    graph = onnx.helper.make_graph([node], "small", [x], [y], [onnx.numpy_helper.from_array(weight, "w")])
+    return onnx.helper.make_model(graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 21)])
 
 
 def test_every_command_works(folder):

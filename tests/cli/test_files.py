@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from tersor.cli.app import run
@@ -166,3 +167,25 @@ def test_pack_of_what_is_no_checkpoint(tmp_path, capfd):
     assert capfd.readouterr().err.splitlines()[-1].startswith("error: ")
     assert run(["pack", str(tmp_path / "none.safetensors"), "-o", str(tmp_path / "a.tersor")]) == 2
     assert not (tmp_path / "a.tersor").exists()
+
+
+def test_an_onnx_file_there_and_back(tmp_path, capfd):
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = numpy_helper.from_array(np.random.default_rng(0).standard_normal((8, 40)).astype("float32"), "w")
+    x, y = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size])
+        for name, size in (("x", 8), ("y", 40))
+    )
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y], [weight])
+    onnx.save(helper.make_model(graph), tmp_path / "in.onnx")
+    seen = data(capfd, "pack", tmp_path / "in.onnx", "-o", tmp_path / "m.tersor", "--lossless")
+    assert [row["name"] for row in seen["rows"]] == ["w"]
+    ledger = data(capfd, "inspect", tmp_path / "m.tersor")
+    assert sum(row["size_bytes"] for row in ledger["rows"]) == (tmp_path / "m.tersor").stat().st_size
+    back = data(capfd, "unpack", tmp_path / "m.tersor", "-o", tmp_path / "out.onnx")
+    assert back["size_bytes"] == (tmp_path / "out.onnx").stat().st_size
+    assert onnx.load(tmp_path / "out.onnx") == onnx.load(tmp_path / "in.onnx")
+    assert run(["unpack", str(tmp_path / "m.tersor"), "-o", str(tmp_path / "out.safetensors")]) == 2
+    assert "does not end in .onnx" in capfd.readouterr().err

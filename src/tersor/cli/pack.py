@@ -19,7 +19,7 @@ _OUT = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.argument("source", metavar="IN.safetensors", type=_IN)
+@click.argument("source", metavar="IN", type=_IN)
 @click.option("-o", "--out", type=_OUT, required=True, help="The .tersor file to write.")
 @click.option("--bits", type=click.IntRange(1, 16), help="At most 2^N values a tensor.")
 @click.option("--clusters", type=click.IntRange(1, 65536), help="At most K values a tensor.")
@@ -32,10 +32,10 @@ _OUT = click.Path(dir_okay=False, path_type=Path)
               show_default=True, help="How fast the file has to be to read.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="What was packed as JSON on stdout.")
 def pack(source: Path, out: Path, as_json: bool, **options: Any) -> None:
-    """Pack the weights of a .safetensors file, without a task.
+    """Pack the weights of a .safetensors or an .onnx file, without a task.
 
-    IN.safetensors may be the model.safetensors.index.json of a sharded checkpoint. Takes one of --bits,
-    --clusters, --max-error and --lossless.
+    IN may also be the model.safetensors.index.json of a sharded checkpoint. The graph of an ONNX file is
+    stored with its weights. Takes one of --bits, --clusters, --max-error and --lossless.
     """
     with console.json_alone(as_json) as emit:
         import tersor
@@ -76,10 +76,10 @@ def _table(report: PackReport) -> Table:
 
 @click.command()
 @click.argument("source", metavar="IN.tersor", type=_IN)
-@click.option("-o", "--out", type=_OUT, required=True, help="The .safetensors file to write.")
+@click.option("-o", "--out", type=_OUT, required=True, help="The .safetensors (or .onnx) file to write.")
 @click.option("--json", "as_json", is_flag=True, help="What was unpacked as JSON on stdout.")
 def unpack(source: Path, out: Path, as_json: bool) -> None:
-    """Decode a .tersor file into a .safetensors file."""
+    """Decode a .tersor file into a .safetensors file, or into the .onnx file that it was packed from."""
     with console.json_alone(as_json) as emit:
         import tersor
         from tersor.report import format_bytes

@@ -1,9 +1,9 @@
-"""Weights only: a safetensors checkpoint to a ``.tersor`` file and back, without any model code."""
+"""Weights only: a safetensors or an ONNX file to a ``.tersor`` file and back, without any model code."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -12,11 +12,13 @@ from typing import Literal, TypedDict, Unpack
 import torch
 
 from tersor.artifact.io import Reader, write
-from tersor.artifact.words import torch_dtype
+from tersor.artifact.words import dtype_name, torch_dtype
 from tersor.artifact.writer import disk_errors
 from tersor.errors import FormatError, SpecError, TargetError, did_you_mean, in_context
 from tersor.patterns import matches
 from tersor.pipeline.checkpoint import Checkpoint, TensorInfo, open_checkpoint, write_checkpoint
+from tersor.pipeline.onnx_pack import ATTACHMENT as GRAPH
+from tersor.pipeline.onnx_pack import open_onnx, write_onnx
 from tersor.progress import Progress, silent
 from tersor.result import Ledger
 from tersor.spec import Cluster, Speed
@@ -62,6 +64,17 @@ class PackReport:
 
 
 @dataclass(frozen=True)
+class _Source:
+    """What is packed: tensors by name, read one at a time, and what the file keeps beside them."""
+
+    names: tuple[str, ...]
+    read: Callable[[str], torch.Tensor]
+    attachments: Mapping[str, bytes]
+    files: frozenset[Path]
+    size_bytes: int
+
+
+@dataclass(frozen=True)
 class _Choice:
     """Why the patterns leave a tensor out, if they do; whether one names it."""
 
@@ -88,14 +101,15 @@ def pack(
     progress: Progress = silent,
     **options: Unpack[PackOptions],
 ) -> PackReport:
-    """Pack a ``.safetensors`` file, or the index of a sharded one, into ``out``.
+    """Pack a ``.safetensors`` file, the index of a sharded one, or an ``.onnx`` file into ``out``.
 
     At most one of: ``bits`` (at most 2^bits values a tensor), ``clusters`` (at most that many),
     ``max_error`` (the coarsest uniform grid that moves no weight further), ``lossless`` (the default).
     Tensors that are not floating, have one dimension, or are too small to gain are kept losslessly; the
     row says why. ``include`` and ``exclude`` are patterns (a glob, or a regular expression after
     ``re:``, held against a tensor's name and the modules above it) for tensors to compress; one that
-    ``include`` names itself, not by its module, may have a single dimension.
+    ``include`` names itself, not by its module, may have a single dimension. Of an ONNX file, what is left
+    of the graph is an attachment; the tensors of Constant nodes have the names of the nodes' outputs.
 
     Raises :class:`TensorError` for NaN or Inf in a tensor to be compressed, :class:`TargetError` for a
     pattern that matches nothing; ``out`` is then left as it was.
@@ -105,31 +119,31 @@ def pack(
     include, exclude = _patterns(options.get("include", ())), _patterns(options.get("exclude", ()))
     if plan is None and (include or exclude):
         raise SpecError("include and exclude choose what to compress; a lossless pack compresses nothing")
-    checkpoint = _open(Path(source))
-    _check_apart(Path(out), [Path(source), *checkpoint.files.values()])
-    choices = _choices(list(checkpoint.files), include, exclude)
+    opened = _open(Path(source))
+    _check_apart(Path(out), opened.files)
+    choices = _choices(list(opened.names), include, exclude)
     rows: list[PackRow] = []
 
     def tensors() -> Iterator[tuple[str, CompressedTensor]]:
-        for done, name in enumerate(checkpoint.files):
-            progress("pack", done, len(checkpoint.files), name)
+        for done, name in enumerate(opened.names):
+            progress("pack", done, len(opened.names), name)
             with in_context(name):
-                compressed, row = _pack_one(checkpoint, name, plan, choices[name])
+                compressed, row = _pack_one(opened, name, plan, choices[name])
             rows.append(row)
             yield name, compressed
 
-    metadata = dict(checkpoint.metadata)
-    attachments = {} if metadata == _USUAL else {_ATTACHMENT: _print_metadata(metadata)}
     with disk_errors(Path(out)):
-        ledger = write(out, tensors(), attachments=attachments, speed=speed)
+        ledger = write(out, tensors(), attachments=opened.attachments, speed=speed)
     progress("pack", len(rows), len(rows))
-    return PackReport(ledger, checkpoint.size_bytes, tuple(rows), perf_counter() - started)
+    return PackReport(ledger, opened.size_bytes, tuple(rows), perf_counter() - started)
 
 
 def unpack(source: str | Path, out: str | Path, *, progress: Progress = silent) -> int:
-    """Write the dense tensors of a ``.tersor`` file as a ``.safetensors`` file; returns its bytes.
+    """Write a ``.tersor`` file's dense tensors as the kind of file they came from; returns its bytes.
 
-    Names, shapes and dtypes are those of the file; tied weights are written under each of their names.
+    That is an ``.onnx`` file if the graph of one is attached, else ``.safetensors``. Names, shapes and dtypes
+    are those of the file; tied weights are written under each of their names. Raises :class:`SpecError` if
+    ``out`` ends like the other kind.
     """
     _check_apart(Path(out), [Path(source)])
     with Reader(source) as reader:
@@ -137,6 +151,7 @@ def unpack(source: str | Path, out: str | Path, *, progress: Progress = silent) 
         for alias, name in reader.aliases.items():
             infos[alias] = TensorInfo(alias, infos[name].shape, infos[name].dtype)
         attachments = reader.attachments
+        _check_ending(Path(source), Path(out), GRAPH in attachments)
         metadata = _parse_metadata(attachments[_ATTACHMENT]) if _ATTACHMENT in attachments else _USUAL
         done = 0
 
@@ -147,12 +162,40 @@ def unpack(source: str | Path, out: str | Path, *, progress: Progress = silent) 
             return reader.read(name).decode()
 
         with disk_errors(Path(out)):
-            size = write_checkpoint(Path(out), infos.values(), read, metadata=metadata)
+            if GRAPH in attachments:
+                shapes = {name: (one.shape, dtype_name(one.dtype)) for name, one in infos.items()}
+                with in_context(str(source)):
+                    size = write_onnx(Path(out), attachments[GRAPH], shapes, read)
+            else:
+                size = write_checkpoint(Path(out), infos.values(), read, metadata=metadata)
         progress("unpack", done, len(infos))
         return size
 
 
-def _open(source: Path) -> Checkpoint:
+def _open(source: Path) -> _Source:
+    if source.suffix == ".onnx":
+        weights = open_onnx(source)
+        return _Source(
+            tuple(weights.tensors), weights.read, {GRAPH: weights.graph}, frozenset([source]),
+            weights.size_bytes,
+        )  # fmt: skip
+    checkpoint = _open_checkpoint(source)
+    metadata = dict(checkpoint.metadata)
+    attachments = {} if metadata == _USUAL else {_ATTACHMENT: _print_metadata(metadata)}
+    files = frozenset([source, *checkpoint.files.values()])
+    return _Source(tuple(checkpoint.files), checkpoint.read, attachments, files, checkpoint.size_bytes)
+
+
+def _check_ending(source: Path, out: Path, graph: bool) -> None:
+    if graph and out.suffix != ".onnx":
+        raise SpecError(
+            f"{source} holds an ONNX graph, and {out} does not end in .onnx: name a file that does"
+        )
+    if not graph and out.suffix == ".onnx":
+        raise SpecError(f"{source} holds no graph, only tensors: name a file that ends in .safetensors")
+
+
+def _open_checkpoint(source: Path) -> Checkpoint:
     """The checkpoint; for a pickle, what to do with it."""
     try:
         return open_checkpoint(source)
@@ -223,10 +266,10 @@ def _modules(name: str) -> list[str]:
 
 
 def _pack_one(
-    checkpoint: Checkpoint, name: str, plan: Cluster | float | None, choice: _Choice
+    source: _Source, name: str, plan: Cluster | float | None, choice: _Choice
 ) -> tuple[CompressedTensor, PackRow]:
     started = perf_counter()
-    tensor = checkpoint.read(name)
+    tensor = source.read(name)
     reason = _why_lossless(tensor, plan, choice)
     compressed = None
     if reason == "" and isinstance(plan, Cluster):
