@@ -26,6 +26,7 @@ from tersor.model.trace import Traced
 
 OPSET = 21
 DOMAIN, POINT = "tersor", "Point"
+_FLOATS = ("float", "float16", "bfloat16", "double")
 
 
 @torch.library.custom_op("tersor::point", mutates_args=())
@@ -80,7 +81,7 @@ def _export(program: ExportedProgram) -> ir.Model:
         POINT, DOMAIN, 1,
         inputs=[schema.FormalParameter("x", "T")],
         outputs=[schema.FormalParameter("y", "T")],
-        type_constraints=[("T", ["tensor(float)", "tensor(float16)", "tensor(double)"], "")],
+        type_constraints=[("T", [f"tensor({one})" for one in _FLOATS], "")],
         attributes=[schema.Attribute("name", schema.AttrType.STRING, "")],
     )  # fmt: skip
     emit = script.Op(script.Opset(DOMAIN, 1), POINT, op_schema=operator)
@@ -129,13 +130,23 @@ def _strip(model: ir.Model) -> None:
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     model.doc_string = model.graph.doc_string = None
-    for node in model.graph:
+    values = [*model.graph.inputs, *model.graph.initializers.values()]
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
         node.metadata_props.clear()
         node.doc_string = None
-        for value in node.outputs:
-            value.metadata_props.clear()
-    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        values += node.outputs
+    for value in values:
         value.metadata_props.clear()
+        value.doc_string = None
+        if value.shape is not None:
+            _settle(value.shape)
+
+
+def _settle(shape: ir.Shape) -> None:
+    """Sizes that the exporter writes as symbols with a number for a name become that number."""
+    for at, size in enumerate(shape):
+        if isinstance(size, ir.SymbolicDim) and size.value is not None and str(size.value).isdigit():
+            shape[at] = int(str(size.value))
 
 
 def points(model: ir.Model) -> list[tuple[ir.Node, str, str]]:

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 import onnx
 import onnx_ir as ir
+import torch
 
-from tersor.errors import ExportError, VerificationError
+from tersor.errors import ExportError
 from tersor.export.annotate import annotated_onnx
 from tersor.export.fusions import keep_apart_
 from tersor.export.qdq import write_points_
-from tersor.model.trace import Traced
-from tersor.points import Operation, Placement, QuantPoint, place, spell
-from tersor.tensor.codebook import int8_levels
-from tersor.tensor.compressed import Affine, Codebook, CompressedTensor
+from tersor.export.weights import Integers, integers
+from tersor.model.trace import Traced, check_general
+from tersor.points import QuantPoint, placement_of, spell
+from tersor.tensor.compressed import CompressedTensor, Raw
 
 MAX_BYTES = 2**31 - 1  # of a protobuf message
 
@@ -25,11 +26,14 @@ class Drawn:
     """An ONNX file, and the same with the values at its points as further outputs.
 
     probed -- the names of these values in the traced graph, in order; empty without points.
+    floats -- the tensors whose codes runtimes cannot take, stored as the floats that they stand for: name and
+        reason.
     """
 
     content: bytes
     probe: bytes
     probed: tuple[str, ...]
+    floats: Mapping[str, str]
 
 
 def draw_onnx(traced: Traced, tensors: Mapping[str, CompressedTensor], points: Iterable[QuantPoint]) -> Drawn:
@@ -39,18 +43,19 @@ def draw_onnx(traced: Traced, tensors: Mapping[str, CompressedTensor], points: I
     points -- where activations are quantized; layers between them are written for integer kernels.
 
     The same arguments give the same bytes. Raises :class:`ExportError` for an operator that ONNX does not
-    have and for codes that runtimes do not take, :class:`VerificationError` for points that are not the
-    model's.
+    have, :class:`TaskError` for a graph that does not take all batches, :class:`VerificationError` for
+    points that are not the model's.
     """
+    check_general(traced)
     stored = {point.key: point for point in points}
-    coded = _coded(traced, tensors)
-    placement = stored_placement(traced, coded, stored.values())
+    coded, floats = _coded(traced, tensors)
+    placement = placement_of(traced.operations, traced.inputs, coded, stored.values())
+    _check_float32(traced, placement.points)
     values = {value: stored[key] for value, key in placement.points.items()}
     values |= {value: values[root] for value, root in placement.follows.items()}
-    integer = {
-        name for one in placement.decisions if one.action == "integer" for name in one.operation.weights
-    }
-    annotated = annotated_onnx(traced, values, coded)
+    layers = {one.operation.weights[:1] for one in placement.decisions if one.action == "integer"}
+    integer = {name for names in layers for name in names if name in coded and coded[name].fuses}
+    annotated = annotated_onnx(traced, values, _matrices(traced))
     probed = tuple(placement.points)
 
     def written(model: ir.Model, exposed: tuple[str, ...]) -> bytes:
@@ -60,53 +65,48 @@ def draw_onnx(traced: Traced, tensors: Mapping[str, CompressedTensor], points: I
         return _serialized(model)
 
     probe = written(annotated.clone(), probed) if probed else b""
-    return Drawn(written(annotated, ()), probe, probed)
+    return Drawn(written(annotated, ()), probe, probed, floats)
 
 
-def stored_placement(traced: Traced, coded: Iterable[str], points: Iterable[QuantPoint]) -> Placement:
-    """Where the points of a file are in a model: those layers are integer whose inputs all have one.
-
-    Raises :class:`VerificationError` for a point too many or too few.
-    """
-    keys = {point.key: point for point in points}
-    dynamic = any(point.dynamic for point in keys.values())
-    names = {("", "input", at): name for at, name in enumerate(traced.inputs)}
-    full = place(traced.operations, traced.inputs, coded, dynamic=dynamic)
-    readers = [one.operation for one in full.decisions if one.action == "integer" and one.operation.weights]
-    kept = [name for one in readers if _fed(one, full, traced, set(keys), dynamic) for name in one.weights]
-    placed = place(traced.operations, traced.inputs, kept, dynamic=dynamic)
-    differing = set(placed.points.values()) ^ set(keys)
-    if differing:
-        key = min(differing)
-        kind = "has" if key in keys else "lacks"
-        raise VerificationError(f"the file {kind} a point {spell(key)}, which does not fit this model "
-                                f"({len(names)} inputs): was it made of another one?")  # fmt: skip
-    return placed
-
-
-def _fed(
-    operation: Operation, full: Placement, traced: Traced, keys: set[tuple[str, str, int]], dynamic: bool
-) -> bool:
-    """Whether all that a layer reads has a point."""
-    for value in operation.inputs:
-        root = value if dynamic else full.follows.get(value, value)
-        if full.points.get(root) not in keys:
-            return False
-    return True
-
-
-def _coded(traced: Traced, tensors: Mapping[str, CompressedTensor]) -> dict[str, CompressedTensor]:
-    """The tensors of the graph that runtimes can take as integers."""
+def _coded(
+    traced: Traced, tensors: Mapping[str, CompressedTensor]
+) -> tuple[dict[str, Integers], dict[str, str]]:
+    """The tensors of the graph that runtimes take as integers; of others with codes, why they do not."""
     read = set(traced.tensors.values())
+    readers: dict[str, set[str]] = {}
+    for one in traced.operations:
+        for name in one.weights:
+            readers.setdefault(name, set()).add(one.kind)
+    coded: dict[str, Integers] = {}
+    floats: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        if name not in read or isinstance(tensor.form, Raw):
+            continue
+        found = integers(tensor, blocks=readers.get(name) == {"linear"})
+        if isinstance(found, str):
+            floats[name] = found
+        else:
+            coded[name] = found
+    return coded, floats
+
+
+def _matrices(traced: Traced) -> set[str]:
+    """What gets a point of its own, and so its name, whatever the exporter makes of it."""
+    nodes = traced.graph.find_nodes(op="placeholder")
+    read = {traced.tensors[node.name]: node for node in nodes if node.name in traced.tensors}
     return {
-        name: tensor
-        for name, tensor in tensors.items()
-        if name in read
-        and (
-            isinstance(tensor.form, Affine)
-            or (isinstance(tensor.form, Codebook) and int8_levels(tensor.form.codebook) is not None)
-        )
+        name
+        for name, node in read.items()
+        if node.meta["val"].ndim > 1 and node.meta["val"].is_floating_point()
     }
+
+
+def _check_float32(traced: Traced, points: Mapping[str, tuple[str, str, int]]) -> None:
+    for node in traced.graph.nodes:
+        if node.name in points and node.meta["val"].dtype != torch.float32:
+            dtype = str(node.meta["val"].dtype).removeprefix("torch.")
+            raise ExportError(f"{spell(points[node.name])} is {dtype}: points are exported on float32 alone; "
+                              "convert the model before it is quantized")  # fmt: skip
 
 
 def _serialized(model: ir.Model) -> bytes:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from shutil import copyfile
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -14,6 +16,7 @@ from tersor.artifact.writer import disk_errors, replacing
 from tersor.errors import SpecError, did_you_mean, in_context
 from tersor.export.check import Agreement, Probe, check_agreement
 from tersor.export.onnx import draw_onnx
+from tersor.export.openvino import save_openvino
 from tersor.export.runtimes import Precision, open_session
 from tersor.export.served import ServedModel, output_structure
 from tersor.measure.quality import evaluate_model
@@ -26,18 +29,22 @@ from tersor.progress import Progress, inside, silent
 from tersor.result import Score
 from tersor.task import Batch, Task, check_is_task
 
-FORMATS = ("onnx",)
+FORMATS = {"onnx": "onnxruntime", "openvino": "openvino"}  # each with the runtime that checks it
 
 
 @dataclass(frozen=True)
 class Exported:
-    """An exported file: where it is, and how well it agrees with the model it was made of."""
+    """An exported file: where it is, and how well it agrees with the model it was made of.
+
+    floats -- tensors that the ``.tersor`` file holds as codes and this one as floats: name and reason.
+    """
 
     path: Path
     format: str
     size_bytes: int
     runtime: str
     agreement: Agreement
+    floats: Mapping[str, str]
 
 
 def export_model(
@@ -46,11 +53,14 @@ def export_model(
     out: str | Path,
     *,
     format: str = "onnx",  # the option's name
-    runtime: str = "onnxruntime",
+    runtime: str | None = None,
     batches: int = 4,
     progress: Progress = silent,
 ) -> Exported:
-    """Write a ``.tersor`` file as ONNX, run it, and put it at ``out`` if it agrees with the model.
+    """Write a ``.tersor`` file for another runtime, run it, and put it at ``out`` if it agrees with the model.
+
+    format -- ``onnx``, or ``openvino``: an ``.xml`` file with its ``.bin`` beside it.
+    runtime -- where it is checked; by default that of the format.
 
     The written file runs in ``runtime`` on the first ``batches`` of the test data; its outputs have to be
     those of the model with its activations quantized in PyTorch, within one step of an 8-bit output, or so
@@ -69,16 +79,37 @@ def export_model(
     progress("export", 0.0, 1.0)
     drawn = draw_onnx(traced, tensors, points)
     reference = simulated(model, traced, points) if points else model
-    probe = Probe(open_session(drawn.probe, runtime), drawn.probed) if points else None
-    session = open_session(drawn.content, runtime)
+    checker = runtime or FORMATS[format]
+    probe = Probe(open_session(drawn.probe, checker), drawn.probed) if points else None
+    session = open_session(drawn.content, checker)
     agreement = check_agreement(
         task, reference, session, probe, list(islice(iter(task.test), batches)),
         progress=inside(progress, "export"),
     )  # fmt: skip
-    target = Path(out)
-    with replacing(target) as partial, disk_errors(target):
-        partial.write_bytes(drawn.content)
-    return Exported(target, format, target.stat().st_size, session.description, agreement)
+    size_bytes = _write(drawn.content, Path(out), format)
+    return Exported(Path(out), format, size_bytes, session.description, agreement, drawn.floats)
+
+
+def _write(content: bytes, target: Path, format: str) -> int:
+    """Put the file, or the pair of files, in place; returns its bytes."""
+    if format == "onnx":
+        with replacing(target) as partial, disk_errors(target):
+            partial.write_bytes(content)
+        return target.stat().st_size
+    if target.suffix != ".xml":
+        raise SpecError(f"out is {str(target)!r}: OpenVINO's files end in .xml, with a .bin beside it")
+    weights = target.with_suffix(".bin")
+    with (
+        TemporaryDirectory(prefix="tersor-") as folder,
+        replacing(target) as first,
+        replacing(weights) as second,
+    ):
+        made = Path(folder) / "model.xml"
+        save_openvino(content, made)
+        with disk_errors(target):
+            copyfile(made, first)
+            copyfile(made.with_suffix(".bin"), second)
+    return target.stat().st_size + weights.stat().st_size
 
 
 def evaluate_onnx(
