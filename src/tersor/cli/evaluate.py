@@ -8,6 +8,8 @@ import click
 
 from tersor.cli import console
 
+DEFAULTS = {".onnx": "onnxruntime", ".xml": "openvino"}
+
 
 @click.command()
 @click.argument("task")
@@ -17,16 +19,17 @@ from tersor.cli import console
               help="Threads of the runtime.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="The score as JSON on stdout.")
 def evaluate(task: str, file: Path, runtime: str | None, threads: int, as_json: bool) -> None:
-    """Score a file: a .tersor in a fresh model, an .onnx in a runtime."""
+    """Score a file: a .tersor in a fresh model, .onnx and .xml in a runtime."""
     with console.json_alone(as_json) as emit:
         import tersor
         from tersor.cli.task_ref import load_task
         from tersor.report import format_bytes, format_number
 
-        served = file.suffix == ".onnx"
+        served = file.suffix in DEFAULTS
         if runtime is not None and not served:
             raise click.BadParameter(
-                f"{str(file)!r} is no .onnx file: export it first (tersor export)", param_hint="'--runtime'"
+                f"{str(file)!r} is no .onnx and no .xml file: export it first (tersor export)",
+                param_hint="'--runtime'",
             )
         with console.progress() as progress:
             if served:

@@ -15,13 +15,15 @@ from tersor.cli import console
 @click.argument("file", type=click.Path(exists=True, path_type=Path))
 @click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path),
               help="The file to write; default: beside FILE, with the format's ending.")  # fmt: skip
-@click.option("--format", "form", default="onnx", show_default=True, help="onnx.")
-@click.option("--runtime", default="onnxruntime", show_default=True, help="Where to check it.")
+@click.option(
+    "--format", "form", default="onnx", show_default=True, help="onnx, or openvino (an .xml and a .bin)."
+)
+@click.option("--runtime", help="Where to check it; default: onnxruntime, openvino for its own format.")
 @click.option("--batches", type=click.IntRange(min=1), default=4, show_default=True,
               help="Test batches that the check runs.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="What was written and how well it agrees, as JSON.")
 def export(
-    task: str, file: Path, out: Path | None, form: str, runtime: str, batches: int, as_json: bool
+    task: str, file: Path, out: Path | None, form: str, runtime: str | None, batches: int, as_json: bool
 ) -> None:
     """Write a .tersor file for another runtime, and check it there.
 
@@ -34,7 +36,7 @@ def export(
         from tersor.report import format_bytes
 
         source = file / "model.tersor" if file.is_dir() else file
-        target = out or source.with_suffix(f".{form}")
+        target = out or source.with_suffix(".xml" if form == "openvino" else f".{form}")
         with console.progress() as progress:
             done = tersor.export_model(
                 load_task(task), source, target, format=form, runtime=runtime, batches=batches,

@@ -1,8 +1,11 @@
-"""OpenVINO sessions; the one module that imports OpenVINO (the extra ``openvino``)."""
+"""OpenVINO: sessions, and files of its own; the one module that imports it (the extra ``openvino``)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from tersor.errors import ExportError
 from tersor.export.runtimes import Array, Port, Precision, Session, first_line
@@ -21,11 +24,41 @@ def open_openvino(
     The session says the precision that OpenVINO chose. Inputs are copied: OpenVINO would else take the
     caller's array for its own buffer.
     """
-    try:
-        import openvino
-    except ImportError as error:
-        raise ExportError("OpenVINO is not installed: pip install 'tersor[openvino]'") from error
+    openvino = _library()
+    with _refusals(openvino):
+        model = openvino.Core().read_model(content)
+    return _session(openvino, model, (inputs, outputs), threads, precision)
 
+
+def open_openvino_file(path: Path, *, threads: int, precision: Precision) -> Session:
+    """A session of an ``.xml`` file with its ``.bin`` beside it, as :func:`save_openvino` writes them."""
+    openvino = _library()
+    if not path.with_suffix(".bin").is_file():
+        raise ExportError(f"{path.with_suffix('.bin').name} is missing beside it: the weights are there")
+    with _refusals(openvino):
+        model = openvino.Core().read_model(path)
+    ports = tuple(tuple(_port(one) for one in side) for side in (model.inputs, model.outputs))
+    return _session(openvino, model, (ports[0], ports[1]), threads, precision)
+
+
+def save_openvino(content: bytes, path: Path) -> None:
+    """Write an ONNX model in OpenVINO's own format: ``path`` (.xml) and its weights beside it (.bin).
+
+    Weights keep the precision that they have. Raises :class:`ExportError` where OpenVINO does not take it.
+    """
+    openvino = _library()
+    with _refusals(openvino):
+        openvino.save_model(openvino.Core().read_model(content), path, compress_to_fp16=False)
+
+
+def _session(
+    openvino: Any,
+    model: Any,
+    ports: tuple[tuple[Port, ...], tuple[Port, ...]],
+    threads: int,
+    precision: Precision,
+) -> Session:
+    inputs, outputs = ports
     settings: dict[str, str | int | bool] = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
@@ -34,15 +67,11 @@ def open_openvino(
     }
     if precision == "f32":
         settings["INFERENCE_PRECISION_HINT"] = "f32"
-    version = openvino.__version__.partition("-")[0]
-    try:
-        core = openvino.Core()
-        compiled = core.compile_model(core.read_model(content), "CPU", settings)
+    with _refusals(openvino):
+        compiled = openvino.Core().compile_model(model, "CPU", settings)
         chosen = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         places = {name: at for at, port in enumerate(compiled.inputs) for name in port.names}
         results = [compiled.output(one.name) for one in outputs]
-    except Exception as error:
-        raise ExportError(f"OpenVINO {version} does not take it: {first_line(error)}") from error
     request = compiled.create_infer_request()
     names = [one.name for one in inputs]
 
@@ -51,4 +80,34 @@ def open_openvino(
         found = request.infer(given, share_inputs=False, share_outputs=False)
         return [found[port] for port in results]
 
-    return Session("openvino", version, threads, chosen, inputs, outputs, call)
+    return Session("openvino", _version(openvino), threads, chosen, inputs, outputs, call)
+
+
+def _port(node: Any) -> Port:
+    shape = node.get_partial_shape()
+    name = node.get_any_name()
+    if shape.rank.is_dynamic:
+        return Port(name, node.get_element_type().to_dtype().name, None)
+    sizes = (f"{name}.{axis}" if one.is_dynamic else one.get_length() for axis, one in enumerate(shape))
+    return Port(name, node.get_element_type().to_dtype().name, tuple(sizes))
+
+
+def _library() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise ExportError("OpenVINO is not installed: pip install 'tersor[openvino]'") from error
+    return openvino
+
+
+def _version(openvino: Any) -> str:
+    return str(openvino.__version__).partition("-")[0]
+
+
+@contextmanager
+def _refusals(openvino: Any) -> Iterator[None]:
+    """What OpenVINO raises, as one line of ours."""
+    try:
+        yield
+    except Exception as error:
+        raise ExportError(f"OpenVINO {_version(openvino)} does not take it: {first_line(error)}") from error

@@ -57,7 +57,8 @@ class Port:
 class Session:
     """A graph that a runtime has made ready to run.
 
-    precision -- what floating nodes are computed in: ``f32``, ``bf16``, or ``as in the file``.
+    precision -- what floating nodes are computed in: ``f32``, ``bf16``, ``as in the file``, or ``at its
+        defaults``.
     """
 
     runtime: str
@@ -99,8 +100,11 @@ def open_session(
 ) -> Session:
     """Make an ONNX model, a file or its content, ready to run on the CPU with every optimization on.
 
-    precision -- ``default`` leaves floating nodes to the runtime: OpenVINO takes bf16 where the CPU has it.
-        Integer nodes stay integer, and ONNX Runtime computes what the file says, either way.
+    An ``.xml`` file is one of OpenVINO's own.
+
+    precision -- ``default`` leaves floating nodes to the runtime: OpenVINO takes bf16 where the CPU has it,
+        ONNX Runtime rounds what weights in blocks of 4 bits are multiplied by to 8 bits, and computes all
+        else as the file says. Integer nodes stay integer either way.
 
     Threads wait without spinning, so that neither of two sessions is measured with the other's threads
     running. Raises :class:`ExportError` for what is not ONNX, for tensors outside the file, and for a
@@ -117,6 +121,8 @@ def open_session(
     if threads < 1:
         raise SpecError(f"threads is {threads}: it has to be 1 or more")
     with in_context("the model" if isinstance(model, bytes) else str(model)):
+        if not isinstance(model, bytes) and Path(model).suffix == ".xml":
+            return _open_xml(Path(model), runtime, threads, precision)
         content = read_content(model)
         ports = _ports(parse_onnx(content))
         return _OPENERS[runtime](content, ports, threads, precision)
@@ -184,6 +190,8 @@ def _open_onnxruntime(
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors; they are raised as well
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if precision == "f32":  # the default of MatMulNBits, into which blocks fuse, is int8
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common class of their own
@@ -196,7 +204,8 @@ def _open_onnxruntime(
         found: list[Array] = session.run(wanted, dict(zip(names, arrays, strict=True)))
         return found
 
-    return Session("onnxruntime", onnxruntime.__version__, threads, "as in the file", inputs, outputs, call)
+    version, floats = onnxruntime.__version__, "as in the file" if precision == "f32" else "at its defaults"
+    return Session("onnxruntime", version, threads, floats, inputs, outputs, call)
 
 
 def _open_openvino(
@@ -205,6 +214,16 @@ def _open_openvino(
     from tersor.export.openvino import open_openvino  # an optional library, imported there
 
     return open_openvino(content, *ports, threads=threads, precision=precision)
+
+
+def _open_xml(path: Path, runtime: str, threads: int, precision: Precision) -> Session:
+    from tersor.export.openvino import open_openvino_file
+
+    if runtime != "openvino":
+        raise ExportError(f"an .xml file is OpenVINO's own: {runtime} takes .onnx")
+    if not path.is_file():
+        raise ExportError("no such file")
+    return open_openvino_file(path, threads=threads, precision=precision)
 
 
 _OPENERS = {"onnxruntime": _open_onnxruntime, "openvino": _open_openvino}

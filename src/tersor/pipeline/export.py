@@ -57,7 +57,7 @@ def export_model(
     batches: int = 4,
     progress: Progress = silent,
 ) -> Exported:
-    """Write a ``.tersor`` file for another runtime, run it, and put it at ``out`` if it agrees with the model.
+    """Write a ``.tersor`` file for another runtime, run it, and keep it if it agrees with the model.
 
     format -- ``onnx``, or ``openvino``: an ``.xml`` file with its ``.bin`` beside it.
     runtime -- where it is checked; by default that of the format.
