@@ -3,6 +3,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+
 from benchmarks import baselines
 
 KEY = "keras_net", False
