@@ -230,6 +230,7 @@ class Quantize:
     rounding -- ``learned`` chooses up or down by each layer's output (Nagel et al. 2020, AdaRound).
     activations -- ``static``: scales from ``batches`` of training (else validation) data by ``calibrator``;
         ``dynamic``: the runtime takes them from each batch, for linear layers; ``none``: only weights.
+    activation_bits -- of what a layer with weights reads; what only additions and the like read has 8.
     correct_bias -- let biases make up for the mean error of each channel (Nagel et al. 2019, section 4.2).
     train -- quantization-aware training; scales learn with it where ``learn_scales`` says so (Esser et al.
         2020, LSQ), else they stay as calibrated.

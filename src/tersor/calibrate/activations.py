@@ -92,17 +92,19 @@ def calibrate(
     seen: Mapping[str, RangeHistogram],
     keys: Mapping[str, Key],
     *,
-    bits: int = 8,
+    bits: Mapping[str, int],
     method: RangeMethod | Literal["auto"] = "auto",
     percentile: float = 99.99,
 ) -> dict[str, Calibrated]:
-    """A point for each value: unsigned codes, a zero point where there are negative values.
+    """A point of ``bits`` for each value: unsigned codes, a zero point where there are negative values.
 
     ``auto`` takes the whole range, unless clipping it makes the expected squared error at least a tenth
     smaller. Raises :class:`TensorError` where a value was never seen, or was NaN or Inf.
     """
-    grid = Grid(bits=bits, symmetric=False, signed=False)
-    return {value: _calibrate(seen[value], key, grid, method, percentile) for value, key in keys.items()}
+    grids = {value: Grid(bits=bits[value], symmetric=False, signed=False) for value in keys}
+    return {
+        value: _calibrate(seen[value], key, grids[value], method, percentile) for value, key in keys.items()
+    }
 
 
 def _calibrate(

@@ -30,6 +30,7 @@ from tersor.tensor.histogram import F32
 from tersor.tensor.scales import quantize_tensor
 
 HALF = 16
+MOST_BITS = 8
 
 
 @dataclass(frozen=True)
@@ -71,18 +72,39 @@ def calibrated_points(
 ) -> dict[str, Calibrated]:
     """The points of a step by the value that they sit on; dynamic ones need no data."""
     keys = planned.placement.points
+    bits = point_bits(planned)
     if step.activations == "dynamic":
         return {
-            value: Calibrated(QuantPoint(*key, bits=step.activation_bits), "max", "from each batch")
+            value: Calibrated(QuantPoint(*key, bits=bits[value]), "max", "from each batch")
             for value, key in keys.items()
         }
     if not keys:
         return {}
     with observing(work.model, planned.traced, keys) as (run, seen):
         run_calibration(run, task, step.batches, device=device, progress=inside(progress, step.name))
-        return calibrate(
-            seen, keys, bits=step.activation_bits, method=step.calibrator, percentile=step.percentile
-        )
+        return calibrate(seen, keys, bits=bits, method=step.calibrator, percentile=step.percentile)
+
+
+def point_bits(planned: Planned) -> dict[str, int]:
+    """The bits of each point, by the value that it sits on: the most that a layer asks for that reads it.
+
+    What no layer with weights reads has 8: few bits make products cheap, and additions gain nothing by them.
+    """
+    asked = {
+        name: cast(Quantize, one.step).activation_bits
+        for one in planned.weights
+        if one.step is not None
+        for name in (one.storage.name, *one.storage.aliases)
+    }
+    bits: dict[str, int] = {}
+    for decision in planned.placement.decisions:
+        operation = decision.operation
+        if decision.action != "integer" or not operation.weights:
+            continue
+        for value in operation.inputs:
+            root = planned.placement.follows.get(value, value)
+            bits[root] = max(bits.get(root, 0), asked[operation.weights[0]])
+    return {value: bits.get(value, MOST_BITS) for value in planned.placement.points}
 
 
 def quantize_weights_(
