@@ -316,6 +316,13 @@ def test_a_learned_scale_moves_relatively_as_much_as_plain_descent_would_move_it
     assert float(shift.grad) == pytest.approx(gradient / start, rel=1e-4, abs=1e-9)
 
 
+def test_a_scale_of_a_channel_that_is_all_but_off_does_not_run_away():
+    start, shift = torch.tensor([1e-7, 0.05, 0.1]), torch.zeros(3, requires_grad=True)
+    learned_scale(start, shift).backward(torch.full((3,), 1e-3))
+    assert abs(float(shift.grad[0])) < 1e-2  # and not 1e4, as the scale alone would make it
+    assert shift.grad[1:].tolist() == pytest.approx([0.02, 0.01])
+
+
 def test_a_learned_scale_stays_positive():
     shift = torch.zeros(3, requires_grad=True)
     start = torch.tensor([1e-38, 1e-3, 1.0])

@@ -13,13 +13,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tersor.errors import TargetError, TaskError, TersorError
-from tersor.model.attach import attach_codebook, attach_mask
+from tersor.model.attach import attach_codebook, attach_grid, attach_mask
 from tersor.model.select import Selected, select
+from tersor.model.simulate import FakePoint
 from tersor.model.storage import storages
+from tersor.points import QuantPoint
 from tersor.spec import Cluster, Prune, Train
 from tersor.task import Task
+from tersor.tensor.affine import Grid
 from tersor.tensor.cluster import cluster_tensor
+from tersor.tensor.groups import Granularity
 from tersor.tensor.masks import magnitude_mask
+from tersor.tensor.scales import quantize_tensor
 from tersor.train.checkpoint import load_checkpoint, save_checkpoint
 from tersor.train.control import Control, GradualPruning, Reassignment
 from tersor.train.loop import fit, make_optimizer
@@ -427,3 +432,19 @@ def test_a_loss_that_is_not_finite_is_told_with_its_step(bad: float, tmp_path: P
         fit(build(), made_task(batches(), loss=loss), Train(epochs=9, lr=0.5, schedule="constant"), seed=0,
             checkpoint=path)  # fmt: skip
     assert not path.exists()
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_weights_decay_and_learned_scales_do_not(name):
+    layer = nn.Linear(4, 3)
+    storage = storages(layer)[0]
+    grid = Grid(bits=4, granularity=Granularity("channel", 0))
+    attach_grid(layer, storage, quantize_tensor(storage.dense(), grid), grid, latent=True, learn=True)
+    point = FakePoint(QuantPoint("", "linear", 0, scale=0.1), learn=True)
+    optimizer = make_optimizer(nn.Sequential(layer, point), Train(optimizer=name, weight_decay=0.1, lr=0.1))
+    decayed, kept = optimizer.param_groups
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
+    assert {one.shape for one in decayed["params"]} == {layer.bias.shape, layer.weight.shape}
+    assert {id(one) for one in kept["params"]} == {
+        id(point.shift), id(layer.parametrizations.weight.original1)
+    }  # fmt: skip

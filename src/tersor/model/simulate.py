@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from tersor.errors import VerificationError, did_you_mean
+from tersor.model.grid import GridWeight
 from tersor.model.program import GraphModel
+from tersor.model.storage import storages
 from tersor.model.trace import Traced
 from tersor.points import Key, QuantPoint, keys_of, spell
 from tersor.tensor.fake import fake_quantize, learned_scale, lsq_quantize
@@ -86,6 +88,16 @@ def simulated(
 def points_of(run: GraphModel) -> tuple[QuantPoint, ...]:
     """The points of a simulated model as they are now, in the order of the graph."""
     return tuple(tap.point() for tap in run.taps if isinstance(tap, FakePoint))
+
+
+def scales_that_learn(model: nn.Module) -> set[Tensor]:
+    """The parameters by which scales train: those of points, and of weights on a grid."""
+    found = {one.shift for one in model.modules() if isinstance(one, FakePoint) and one.shift is not None}
+    for storage in storages(model):
+        held = storage.parametrization
+        if held is not None and isinstance(held[0], GridWeight):
+            found.add(storage.originals()[1])
+    return {one for one in found if one.requires_grad}
 
 
 def values_of(traced: Traced) -> Mapping[Key, str]:

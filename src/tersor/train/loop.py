@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tersor.errors import TaskError, code_of_the_task
 from tersor.measure.quality import to_device
 from tersor.model.modes import modes_restored
+from tersor.model.simulate import scales_that_learn
 from tersor.model.storage import storages
 from tersor.progress import Progress, silent
 from tersor.spec import Train
@@ -65,8 +66,7 @@ def fit(
     or if the loss becomes NaN or infinite.
     """
     loader = _train_loader(task)
-    randomness = Randomness(loader)
-    rounded = quantized_gradients(model, phase.gradient_bits)
+    randomness, rounded = Randomness(loader), quantized_gradients(model, phase.gradient_bits)
     with randomness.seeded(seed), _in_training(model, device), rounded:
         steps_an_epoch = _count_batches(task, loader)
         total = max(1, round(phase.epochs * steps_an_epoch))
@@ -122,23 +122,28 @@ def make_optimizer(model: nn.Module, phase: Train) -> torch.optim.Optimizer:
     """The phase's optimizer over what is trainable now; :class:`TaskError` if nothing is.
 
     So it is for AdamW on float16: its state has that dtype, where eps and small squared gradients are 0. SGD
-    divides by nothing and trains there.
+    divides by nothing and trains there. Weights decay; learned scales do not, whose decay would lead back to
+    where they started.
     """
     trained = [one for one in model.parameters() if one.requires_grad]
     if not trained:
         raise TaskError("nothing in the model is trainable: no parameter requires a gradient")
     fused = all(one.device.type in ("cpu", "cuda") for one in trained)
+    scales = scales_that_learn(model)
+    groups: list[dict[str, Any]] = [{"params": [one for one in trained if one not in scales]}]
+    if len(groups[0]["params"]) < len(trained):
+        groups.append({"params": [one for one in trained if one in scales], "weight_decay": 0.0})
     if phase.optimizer == "sgd":
         # On the CPU it leaves narrow floats as they are, and says nothing (PyTorch issue 191763).
         fused = fused and not any(one.device.type == "cpu" and one.dtype in _NARROW for one in trained)
         return torch.optim.SGD(
-            trained, lr=phase.lr, momentum=phase.momentum, weight_decay=phase.weight_decay, fused=fused
+            groups, lr=phase.lr, momentum=phase.momentum, weight_decay=phase.weight_decay, fused=fused
         )
     for one in storages(model):
         if one.dtype == torch.float16 and getattr(one.module, one.attribute).requires_grad:
             raise TaskError(f"{one.name} is float16, too narrow for the state of adamw, which becomes NaN: "
                             "convert the model to float32 or bfloat16 before it trains")  # fmt: skip
-    return torch.optim.AdamW(trained, lr=phase.lr, weight_decay=phase.weight_decay, fused=fused)
+    return torch.optim.AdamW(groups, lr=phase.lr, weight_decay=phase.weight_decay, fused=fused)
 
 
 @dataclass
