@@ -14,7 +14,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from tersor.export.annotate import DOMAIN, POINT, points
-from tersor.export.rewrite import constant, drop_unread_, like, only, plain_gemm, replace_node_
+from tersor.export.rewrite import (
+    constant,
+    drop_unread_,
+    like,
+    only,
+    plain_gemm,
+    replace_node_,
+    replace_value_,
+)
 from tersor.export.weights import Integers, write_weight_
 from tersor.points import QuantPoint, label
 
@@ -48,8 +56,7 @@ def write_points_(
             values = {one: placed if value is target else value for one, value in values.items()}
         else:
             write_weight_(graph, node, name, weights.get(name), name in integer)
-    if all(point.bits == 8 for point in activations.values()):  # else nothing fuses, and int32 is too coarse
-        _quantize_biases(graph)
+    _quantize_biases(graph)
     _multiply_integers(graph)
     model.opset_imports.pop(DOMAIN, None)
     for at, name in enumerate(probed):
@@ -90,23 +97,18 @@ def _pair(graph: ir.Graph, source: ir.Value, point: QuantPoint, name: str) -> li
     scale = constant(graph, f"{name}_scale", np.float32(point.scale).reshape(()))
     dtype = np.int8 if point.signed else np.uint8
     zero_point = constant(graph, f"{name}_zero_point", np.array(point.zero_point, dtype))
-    nodes = []
-    if point.bits < 8:
-        ends = [np.float32(point.scale) * (end - point.zero_point) for end in (point.low, point.high)]
-        bounds = [
-            constant(graph, f"{name}_{end}", np.float32(value).reshape(()))
-            for end, value in zip(("low", "high"), ends, strict=True)
-        ]
-        clip = ir.node("Clip", [source, *bounds], name=f"{name}_Clip")
-        source = like(clip.outputs[0], source, f"{name}_clipped")
-        nodes.append(clip)
     quantize = ir.node("QuantizeLinear", [source, scale, zero_point], name=f"{name}_QuantizeLinear")
-    like(quantize.outputs[0], source, f"{name}_quantized", ir.DataType.from_numpy(np.dtype(dtype)))
-    back = ir.node(
-        "DequantizeLinear", [quantize.outputs[0], scale, zero_point], name=f"{name}_DequantizeLinear"
-    )
+    integer = ir.DataType.from_numpy(np.dtype(dtype))
+    codes = like(quantize.outputs[0], source, f"{name}_quantized", integer)
+    nodes = [quantize]
+    if point.bits < 8:  # among the codes: a Clip in front of QuantizeLinear would keep a layer from fusing
+        ends = zip(("low", "high"), (point.low, point.high), strict=True)
+        bounds = [constant(graph, f"{name}_{end}", np.array(code, dtype)) for end, code in ends]
+        nodes.append(ir.node("Clip", [codes, *bounds], name=f"{name}_Clip"))
+        codes = like(nodes[-1].outputs[0], source, f"{name}_clipped", integer)
+    back = ir.node("DequantizeLinear", [codes, scale, zero_point], name=f"{name}_DequantizeLinear")
     like(back.outputs[0], source, f"{name}_dequantized")
-    return [*nodes, quantize, back]
+    return [*nodes, back]
 
 
 def _pair_each_batch(graph: ir.Graph, source: ir.Value, point: QuantPoint, name: str) -> list[ir.Node]:
@@ -177,6 +179,10 @@ def _by_columns(dequantize: ir.Node) -> bool:
 
 
 def _quantize_biases(graph: ir.Graph) -> None:
+    """Biases of integer layers as int32 at the product of the scales (Jacob et al. 2018, section 2.4).
+
+    Where that is too coarse they stay float, outside of the layer: runtimes would round them in it.
+    """
     for node in list(graph):
         if not (node.op_type == "Conv" or plain_gemm(node)) or len(node.inputs) < 3:
             continue
@@ -186,7 +192,8 @@ def _quantize_biases(graph: ir.Graph) -> None:
             continue
         step = np.asarray(scales[0], np.float32) * np.asarray(scales[1], np.float32)
         codes = np.rint(bias.const_value.numpy().astype(np.float64) / step.astype(np.float64))
-        if not (np.abs(codes) <= _INT32).all():  # stays float: to clip it would be silently wrong
+        if not (np.abs(codes) <= _INT32).all() or _too_coarse(node, float(step.max())):
+            _add_apart(graph, node, bias)
             continue
         name = str(bias.name)
         if len(list(bias.consumers())) > 1:
@@ -203,6 +210,34 @@ def _quantize_biases(graph: ir.Graph) -> None:
         like(back.outputs[0], bias, f"{name}_dequantized")
         graph.insert_before(node, back)
         node.replace_input_with(2, back.outputs[0])
+
+
+def _too_coarse(node: ir.Node, step: float) -> bool:
+    """Whether rounding a bias to ``step`` moves what is made by more than rounding that to its codes does."""
+    users = list(node.outputs[0].consumers())
+    if len(users) == 1 and users[0].op_type in ("Relu", "Clip"):
+        users = list(users[0].outputs[0].consumers())
+    scales = [one.inputs[1] for one in users if one.op_type == "QuantizeLinear"]
+    if scales and scales[0] is not None and scales[0].const_value is not None:
+        return step > float(scales[0].const_value.numpy())
+    codes = only(node.inputs[:1]).producer()
+    maker = None if codes is None or codes.inputs[0] is None else codes.inputs[0].producer()
+    return maker is not None and maker.op_type == "Clip"  # few bits, and the result is float
+
+
+def _add_apart(graph: ir.Graph, node: ir.Node, bias: ir.Value) -> None:
+    """The bias behind its layer, as a Sum: an Add is fused back."""
+    output = node.outputs[0]
+    rank = len(output.shape) if output.shape is not None else 2
+    values = bias.const_value.numpy() if bias.const_value is not None else np.zeros(0, np.float32)
+    shape = (1, -1, *[1] * (rank - 2)) if node.op_type == "Conv" else (-1,)
+    apart = constant(graph, f"{bias.name}_apart", values.reshape(shape))
+    node.resize_inputs(2)
+    total = ir.node("Sum", [output, apart], name=f"{node.name}_biased")
+    value = like(total.outputs[0], output, f"{output.name}_biased")
+    replace_value_(graph, output, value)
+    total.replace_input_with(0, output)
+    graph.insert_after(node, total)
 
 
 def _scale_behind(value: ir.Value | None) -> NDArray[np.float32] | None:
