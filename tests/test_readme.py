@@ -89,4 +89,4 @@ def test_every_link_leads_somewhere():
 def test_the_presets_in_the_table_are_the_presets():
     from tersor.recipe import preset_names
 
-    assert set(re.findall(r"^\| `([a-z-]+)` \|", README.read_text(), re.MULTILINE)) == set(preset_names())
+    assert set(re.findall(r"^\| `([a-z0-9-]+)` \|", README.read_text(), re.MULTILINE)) == set(preset_names())

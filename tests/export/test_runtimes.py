@@ -81,6 +81,31 @@ def test_openvino_computes_floats_as_told():
     assert exact.precision == "f32" and free.precision in ("f32", "bf16", "f16")
 
 
+def test_onnx_runtime_rounds_what_blocks_of_four_bits_multiply_only_by_default():
+    draw = np.random.default_rng(1)
+    codes, scales = draw.integers(-8, 8, (64, 32)), draw.uniform(0.01, 0.1, (2, 32)).astype(np.float32)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["codes", "scales"], ["w"], axis=0, block_size=32),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    held = [
+        helper.make_tensor("codes", TensorProto.INT4, codes.shape, codes.ravel().tolist()),
+        numpy_helper.from_array(scales, "scales"),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 64])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 32])]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, held)
+    content = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10
+    ).SerializeToString()
+    x = draw.standard_normal((3, 64)).astype(np.float32)
+    wanted = x @ (codes * np.repeat(scales, 32, axis=0))
+    exact, free = (open_session(content, precision=one) for one in ("f32", "default"))
+    assert np.allclose(exact.run([x])[0], wanted, atol=1e-4)
+    assert 1e-4 < np.abs(free.run([x])[0] - wanted).max() < 0.2
+    assert exact.precision != free.precision
+
+
 def test_an_input_that_nothing_reads_is_no_trouble():
     model = product()
     model.graph.input.append(helper.make_tensor_value_info("unused", TensorProto.INT64, [1]))

@@ -133,7 +133,9 @@ def test_a_file_is_read(tmp_path):
     assert load_recipe(path) == load_recipe(str(path)) == parse_recipe(FULL)
 
 
-@pytest.mark.parametrize("name", ["deep-compression", "cluster", "cluster-tune", "entropy"])
+@pytest.mark.parametrize(
+    "name", ["deep-compression", "cluster", "cluster-tune", "entropy", "int8-transformer"]
+)
 def test_presets_load_and_explain_themselves(name):
     recipe = load_recipe(name)
     assert recipe.name == name and recipe.description
@@ -145,7 +147,7 @@ def test_presets_load_and_explain_themselves(name):
 
 
 def test_there_are_no_other_presets():
-    assert preset_names() == ("cluster", "cluster-tune", "deep-compression", "entropy")
+    assert preset_names() == ("cluster", "cluster-tune", "deep-compression", "entropy", "int8-transformer")
     with pytest.raises(SpecError, match="Did you mean 'cluster'"):
         preset_text("../cluster")
 
