@@ -3,12 +3,13 @@
     python -m benchmarks.transformer
 
 The encoder's linear layers are quantized, the embeddings stay in float. ONNX Runtime's tools get the file
-that plain ``torch.onnx.export`` writes; both sides calibrate on the same 128 sentences. Alpha of the smoothing
-is chosen by the cosine on 128 validation sentences, in ONNX Runtime; 256 test sentences give the cosines of the
-rows. Latencies are taken in turns, on one thread, by the processor time of the process; their ratios are to
-plain float32 and to this project's, whose graph ONNX Runtime runs faster (:mod:`tersor.export.fusions`). Rows
-with "Sum" are the other files with that same change, so that what is left is the quantizer's doing. Blocks of
-four bits run in two ways: as the file says, and with what they multiply rounded to 8 bits.
+that plain ``torch.onnx.export`` writes; both sides calibrate on the same 128 sentences. Alpha of the
+smoothing is chosen by the cosine on 128 validation sentences, in ONNX Runtime; 256 test sentences give the
+cosines of the rows. Latencies are taken in turns, on one thread, by the processor time of the process;
+their ratios are to plain float32 and to this project's, whose graph ONNX Runtime runs faster
+(:mod:`tersor.export.fusions`). Rows with "Sum" are the other files with that same change, so that what is
+left is the quantizer's doing. Blocks of four bits run in two ways: as the file says, and with what they
+multiply rounded to 8 bits.
 """
 
 from __future__ import annotations
