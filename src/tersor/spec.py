@@ -225,7 +225,8 @@ class Quantize:
     """Round weights to integer codes on uniform grids, and activations too, so that runtimes use integers.
 
     bits -- of the weights, 1 to 8 (1: {-s, +s}; 2 and ``narrow``: {-s, 0, +s}), or 16 for float16.
-    symmetric, signed, narrow, power_of_two, granularity -- as :class:`tersor.tensor.affine.Grid` has them.
+    symmetric, signed, narrow, power_of_two, granularity -- as :class:`tersor.tensor.affine.Grid` has them;
+        ``narrow`` is for symmetric signed grids.
     scale -- how the scales of the weights are chosen; ``percentile`` goes with ``percentile``, for both.
     rounding -- ``learned`` chooses up or down by each layer's output (Nagel et al. 2020, AdaRound).
     activations -- ``static``: scales from ``batches`` of training (else validation) data by ``calibrator``;
@@ -233,7 +234,7 @@ class Quantize:
     activation_bits -- of what a layer with weights reads; what only additions and the like read has 8.
     correct_bias -- let biases make up for the mean error of each channel (Nagel et al. 2019, section 4.2).
     train -- quantization-aware training; scales learn with it where ``learn_scales`` says so (Esser et al.
-        2020, LSQ), else they stay as calibrated.
+        2020, LSQ), else they stay as calibrated, and so do powers of two.
 
     A weight that shares values already keeps them: its codebook moves to an int8 grid.
     """
@@ -273,6 +274,10 @@ class Quantize:
         _one_of(self, "activations", ("static", "dynamic", "none"))
         _one_of(self, "calibrator", ("auto", "max", "moving-average", "percentile", "entropy", "mse"))
         _check_block(self)
+        _require(self.activations != "dynamic" or self.activation_bits == 8, "activation_bits",
+                 self.activation_bits, "8 with activations: dynamic, as runtimes have it")  # fmt: skip
+        _require(self.symmetric or self.bits > 1, "bits", self.bits, "more than 1 with symmetric: false, "
+                 "for a code of 0 and one on each side")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

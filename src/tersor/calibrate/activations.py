@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tersor.errors import TaskError, TensorError, code_of_the_task, in_context
 from tersor.measure.quality import evaluating, to_device
 from tersor.model.program import GraphModel
+from tersor.model.simulate import simulated
 from tersor.model.trace import Traced
 from tersor.points import Key, QuantPoint, spell
 from tersor.progress import Progress, silent
@@ -49,14 +50,14 @@ class Observer(nn.Module):
 
 @contextmanager
 def observing(
-    model: nn.Module, traced: Traced, values: Iterable[str]
+    model: nn.Module, traced: Traced, values: Iterable[str], points: Iterable[QuantPoint] = ()
 ) -> Iterator[tuple[GraphModel, Mapping[str, RangeHistogram]]]:
     """The model with an observer on each of ``values``, in evaluation mode, and what they will have seen.
 
-    Afterwards the model is as it was.
+    ``points`` are in force while it is observed. Afterwards the model is as it was.
     """
     observers = {value: Observer() for value in values}
-    run = GraphModel(model, traced, observers)
+    run = GraphModel(model, traced, simulated(model, traced, points).tapped | observers)
     with evaluating(run), torch.no_grad():
         yield run, {value: observer.seen for value, observer in observers.items()}
 

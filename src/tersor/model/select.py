@@ -97,18 +97,19 @@ def _check_pattern(pattern: str, found: list[Storage], paths: set[str]) -> None:
 
 
 def _matches(pattern: str, storage: Storage) -> bool:
-    return any(matches(pattern, site.name) or _hit_module(pattern, site.path) for site in storage.sites)
+    return any(matches(pattern, site.name) or within(pattern, site.path) for site in storage.sites)
 
 
 def _names(pattern: str, storage: Storage) -> bool:
     """Whether the pattern means the parameter itself: it does not match its module as well."""
     return any(
-        matches(pattern, site.name) and not matches(pattern, "") and not _hit_module(pattern, site.path)
+        matches(pattern, site.name) and not matches(pattern, "") and not within(pattern, site.path)
         for site in storage.sites
     )
 
 
-def _hit_module(pattern: str, path: str) -> bool:
+def within(pattern: str, path: str) -> bool:
+    """Whether a pattern matches a module's path, or that of a module around it."""
     return any(matches(pattern, one) for one in _with_parents(path))
 
 

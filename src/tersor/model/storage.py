@@ -137,6 +137,14 @@ def attached(module: nn.Module, attribute: str) -> parametrize.ParametrizationLi
     return held if isinstance(held[0], Attached) else None
 
 
+def on_grid(storage: Storage) -> bool:
+    """Whether the weight has integer codes: of its own, or of values that are shared on an int8 grid."""
+    held = storage.parametrization
+    return held is not None and (
+        isinstance(held[0], GridWeight) or (isinstance(held[0], SharedWeight) and held[0].grid)
+    )
+
+
 def _storage(sites: tuple[Site, ...], entangled: str) -> Storage:
     site = sites[0]
     held = attached(site.module, site.attribute)

@@ -7,13 +7,14 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
 
 from tersor.errors import TaskError
 from tersor.model.attach import bake_
@@ -81,7 +82,9 @@ def trace(model: nn.Module, inputs: Inputs) -> Traced:
     """
     bare = copy.deepcopy(model)
     bake_(bare)
-    program = exported(bare.eval(), inputs)
+    device = next((one.device for one in bare.parameters()), torch.device("cpu"))
+    args, kwargs = pytree.tree_map_only(Tensor, lambda one: one.to(device), (inputs.args, inputs.kwargs))
+    program = exported(bare.eval(), replace(inputs, args=args, kwargs=kwargs))
     first = {site.name: storage.name for storage in state(bare) for site in storage.sites}
     tensors = {
         spec.arg.name: first.get(str(spec.target), str(spec.target))

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Literal, cast
 
+import numpy as np
 import torch
 
 from tersor.calibrate.activations import Calibrated, calibrate, observing, run_calibration
 from tersor.calibrate.rounding import LayerRounding
 from tersor.errors import TargetError, in_context
 from tersor.model.attach import attach_codebook, attach_grid, collect_one
-from tersor.model.select import Selected, select
-from tersor.model.storage import Storage
+from tersor.model.parametrization import SharedWeight
+from tersor.model.select import Selected, select, within
+from tersor.model.storage import Storage, on_grid, storages
 from tersor.model.trace import Traced
-from tersor.patterns import matches
 from tersor.pipeline.work import Work
-from tersor.points import Decision, Placement, QuantPoint, place, spell
+from tersor.points import Decision, Placement, QuantPoint, keys_of, place, spell
 from tersor.progress import Progress, inside
 from tersor.result import Touched
 from tersor.spec import Quantize
 from tersor.task import Task
 from tersor.tensor.affine import Grid, to_float16
 from tersor.tensor.codebook import snap_to_int8
-from tersor.tensor.compressed import Codebook, CompressedTensor
+from tersor.tensor.compressed import Affine, Codebook, CompressedTensor
 from tersor.tensor.groups import Granularity
 from tersor.tensor.histogram import F32
 from tersor.tensor.scales import quantize_tensor
@@ -54,11 +55,10 @@ def plan_quantization(work: Work, step: Quantize, task: Task) -> Planned:
             "no weight is left to quantize: every one is skipped (see the reasons in a dry run)"
         )
     traced = work.traced(task)
-    integer = (
-        []
-        if step.activations == "none"
-        else [name for one in chosen if _bits(one) <= 8 for name in (one.storage.name, *one.storage.aliases)]
-    )
+    integer = set()
+    if step.activations != "none":
+        earlier = [one for one in storages(work.model) if work.points and on_grid(one)]
+        integer = {one.name for one in (*earlier, *(one.storage for one in chosen if _bits(one) <= 8))}
     dynamic = step.activations == "dynamic"
     return Planned(
         traced,
@@ -70,8 +70,12 @@ def plan_quantization(work: Work, step: Quantize, task: Task) -> Planned:
 def calibrated_points(
     work: Work, planned: Planned, step: Quantize, task: Task, *, device: str, progress: Progress
 ) -> dict[str, Calibrated]:
-    """The points of a step by the value that they sit on; dynamic ones need no data."""
-    keys = planned.placement.points
+    """The points that a step adds, by the value that they sit on; dynamic ones need no data.
+
+    Those of earlier steps stay as they are, and are in force.
+    """
+    before = {point.key for point in work.points}
+    keys = {value: key for value, key in planned.placement.points.items() if key not in before}
     bits = point_bits(planned)
     if step.activations == "dynamic":
         return {
@@ -80,7 +84,7 @@ def calibrated_points(
         }
     if not keys:
         return {}
-    with observing(work.model, planned.traced, keys) as (run, seen):
+    with observing(work.model, planned.traced, keys, work.points) as (run, seen):
         run_calibration(run, task, step.batches, device=device, progress=inside(progress, step.name))
         return calibrate(seen, keys, bits=bits, method=step.calibrator, percentile=step.percentile)
 
@@ -91,10 +95,9 @@ def point_bits(planned: Planned) -> dict[str, int]:
     What no layer with weights reads has 8: few bits make products cheap, and additions gain nothing by them.
     """
     asked = {
-        name: cast(Quantize, one.step).activation_bits
+        one.storage.name: cast(Quantize, one.step).activation_bits
         for one in planned.weights
         if one.step is not None
-        for name in (one.storage.name, *one.storage.aliases)
     }
     bits: dict[str, int] = {}
     for decision in planned.placement.decisions:
@@ -103,8 +106,15 @@ def point_bits(planned: Planned) -> dict[str, int]:
             continue
         for value in operation.inputs:
             root = planned.placement.follows.get(value, value)
-            bits[root] = max(bits.get(root, 0), asked[operation.weights[0]])
+            bits[root] = max(bits.get(root, 0), asked.get(operation.weights[0], MOST_BITS))
     return {value: bits.get(value, MOST_BITS) for value in planned.placement.points}
+
+
+def merged_points(work: Work, planned: Planned, points: Mapping[str, Calibrated]) -> tuple[QuantPoint, ...]:
+    """The points that there are with those that a step adds, in the order of the graph."""
+    found = {point.key: point for point in (*(one.point for one in points.values()), *work.points)}
+    order = keys_of(planned.traced.operations, planned.traced.inputs).values()
+    return tuple(found.pop(key) for key in order if key in found) + tuple(found.values())
 
 
 def quantize_weights_(
@@ -129,9 +139,8 @@ def grid_for(spec: Quantize, dimensions: int) -> Grid:
     granularity = Granularity(
         kind, spec.axis if kind != "tensor" else 0, spec.block_size if kind == "block" else 0
     )
-    return Grid(
-        spec.bits, spec.symmetric, spec.signed, spec.narrow and spec.bits > 1, spec.power_of_two, granularity
-    )
+    narrow = spec.narrow and spec.symmetric and spec.signed and spec.bits > 1
+    return Grid(spec.bits, spec.symmetric, spec.signed, narrow, spec.power_of_two, granularity)
 
 
 def report(planned: Planned, points: Mapping[str, Calibrated], final: Mapping[str, str]) -> list[Touched]:
@@ -164,12 +173,15 @@ def _quantize_weight(
     work: Work, storage: Storage, spec: Quantize, learner: LayerRounding, *, training: bool
 ) -> None:
     held = collect_one(storage)
-    if spec.bits == HALF:
-        _replace_values(storage, to_float16(storage.dense()))
-        return
     if isinstance(held.form, Codebook):
-        form = replace(held.form, codebook=_snapped(held.form))
-        attach_codebook(work.model, storage, replace(held, form=form))
+        book = _half(held.form) if spec.bits == HALF else _snapped(held.form)
+        wide = held.form.codebook.dtype == np.float64
+        form = replace(held.form, codebook=book.astype(np.float64) if wide else book)
+        attach_codebook(work.model, storage, replace(held, form=form), update=_update(storage))
+        return
+    if spec.bits == HALF:
+        if not isinstance(held.form, Affine):  # those are coarser, and would leave their grid
+            _replace_values(storage, to_float16(storage.dense()))
         return
     grid = grid_for(spec, len(storage.shape))
     compressed = quantize_tensor(
@@ -181,14 +193,25 @@ def _quantize_weight(
             work.model, storage.name, storage.dense(), grid, compressed, storage.mask()
         )
     latent = training and not learned  # what was learned would round to the nearest code again
-    attach_grid(work.model, storage, compressed, grid, latent=latent, learn=training and spec.learn_scales)
+    learn = training and spec.learn_scales and not spec.power_of_two
+    attach_grid(work.model, storage, compressed, grid, latent=latent, learn=learn)
 
 
 def _snapped(form: Codebook) -> F32:
     if len(form.codebook) != 1:
         raise TargetError(f"it has {len(form.codebook)} codebooks, and only one can lie on an int8 grid: "
                           "cluster it per tensor, or skip it here")  # fmt: skip
-    return snap_to_int8(form.codebook.astype("float32"))
+    return snap_to_int8(form.codebook.astype(np.float32))
+
+
+def _half(form: Codebook) -> F32:
+    return to_float16(torch.from_numpy(form.codebook)).decode().float().numpy()
+
+
+def _update(storage: Storage) -> Literal["gradient", "mean"]:
+    """How its shared values learn, which stays so."""
+    held = storage.parametrization
+    return held[0].update if held is not None and isinstance(held[0], SharedWeight) else "gradient"
 
 
 def _replace_values(storage: Storage, compressed: CompressedTensor) -> None:
@@ -198,12 +221,11 @@ def _replace_values(storage: Storage, compressed: CompressedTensor) -> None:
 
 
 def _left_out(traced: Traced, step: Quantize) -> dict[str, str]:
-    """The module paths that a rule skips, with the reason; the last rule that matches decides."""
+    """For each module path why a rule skips it, or ""; the last rule that matches decides."""
     found = {}
     for path in {one.path for one in traced.operations if one.path}:
-        rules = [rule for rule in step.rules if matches(rule.match, path)]
-        if rules and rules[-1].skip:
-            found[path] = f"rule {rules[-1].match!r} skips it"
+        rules = [rule for rule in step.rules if within(rule.match, path)]
+        found[path] = f"rule {rules[-1].match!r} skips it" if rules and rules[-1].skip else ""
     return found
 
 

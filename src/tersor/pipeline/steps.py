@@ -17,14 +17,21 @@ from tersor.calibrate.fisher import diagonal_fisher
 from tersor.calibrate.norms import reestimate_norms_
 from tersor.calibrate.rounding import LayerRounding
 from tersor.calibrate.smooth import smooth_
-from tersor.errors import in_context
+from tersor.errors import TargetError, in_context
 from tersor.model.attach import attach_codebook, attach_mask, collect_one
 from tersor.model.fold import equalize_, fold_batch_norms_
 from tersor.model.grid import grid_of
 from tersor.model.program import GraphModel
 from tersor.model.select import Selected, Storage, select, storages
 from tersor.model.simulate import points_of, simulated
-from tersor.pipeline.quantize import Planned, calibrated_points, plan_quantization, quantize_weights_, report
+from tersor.pipeline.quantize import (
+    Planned,
+    calibrated_points,
+    merged_points,
+    plan_quantization,
+    quantize_weights_,
+    report,
+)
 from tersor.pipeline.work import Work
 from tersor.progress import Progress, inside, silent
 from tersor.result import Touched
@@ -163,6 +170,10 @@ def _inside(step: Prune | Cluster | Quantize, context: Context) -> Context:
 
 def _fold(work: Work, step: Fold, context: Context) -> list[Touched]:
     """Norms into the layers before them; then, if asked for, the ranges of neighbouring layers evened out."""
+    if work.points:
+        raise TargetError(
+            "activations are quantized already, and folding changes them: fold before you quantize"
+        )
     if step.reestimate:
         reestimate_norms_(work.model, context.task, step.reestimate, context.device)
     folded = fold_batch_norms_(work.model, work.traced(context.task))
@@ -204,12 +215,15 @@ def _quantize(work: Work, step: Quantize, context: Context) -> list[Touched]:
     reference = deepcopy(work.model).eval()
     learner = LayerRounding(reference, planned.traced, context.task, step.batches, context.device)
     quantize_weights_(work, planned, step, learner, context.progress)
-    work.points = tuple(one.point for one in points.values())
+    work.points = merged_points(work, planned, points)
     corrected: list[Touched] = []
     if step.correct_bias:
         corrected = _correct_biases(work, planned, step, context, reference)
     if step.train is not None:
-        _train(work, step.train, _inside(step, context), learn=step.learn_scales)
+        run = None
+        if work.points:
+            run = simulated(work.model, planned.traced, work.points, learn=step.learn_scales)
+        _train(work, step.train, _inside(step, context), run=run)
     now = {storage.name: storage for storage in storages(work.model)}
     final = {
         one.storage.name: _describe(now[one.storage.name]) for one in planned.weights if one.step is not None
@@ -230,10 +244,11 @@ def _correct_biases(
 
 
 def _train(
-    work: Work, phase: Train, context: Context, controls: Sequence[Control] = (), *, learn: bool = False
-) -> None:
-    """Train the model, with its points in force if it has any; ``learn`` lets their scales train too."""
-    run = work.runnable(context.task, learn=learn)
+    work: Work, phase: Train, context: Context, controls: Sequence[Control] = (), *,
+    run: nn.Module | None = None,
+) -> None:  # fmt: skip
+    """Train the model, with its points in force if it has any; ``run`` is what runs it, if there is one."""
+    run = work.runnable(context.task) if run is None else run
     fit(run, context.task, phase, seed=context.seed, device=context.device, controls=controls,
         checkpoint=context.checkpoint, progress=context.progress)  # fmt: skip
     if isinstance(run, GraphModel):

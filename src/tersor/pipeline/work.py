@@ -40,13 +40,9 @@ class Work:
         """Its graph."""
         return trace(self.model, model_inputs(task, self.model))
 
-    def runnable(self, task: Task, *, learn: bool = False) -> nn.Module:
+    def runnable(self, task: Task) -> nn.Module:
         """The model itself, or with its points in force if it has any."""
-        return (
-            self.model
-            if not self.points
-            else simulated(self.model, self.traced(task), self.points, learn=learn)
-        )
+        return simulated(self.model, self.traced(task), self.points) if self.points else self.model
 
 
 def work_before(task: Task, collected: Collected, recipe: Recipe, index: int) -> Work:

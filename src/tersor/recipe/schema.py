@@ -22,6 +22,7 @@ WHOLE_STEP = (
     "name", "targets", "rules", "train",
     "scope", "schedule", "begin", "end",
     "fisher_batches", "update", "reassign",
+    "batches", "activations", "calibrator", "correct_bias",
 )  # fmt: skip
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
