@@ -53,8 +53,8 @@ def draw_onnx(traced: Traced, tensors: Mapping[str, CompressedTensor], points: I
     _check_float32(traced, placement.points)
     values = {value: stored[key] for value, key in placement.points.items()}
     values |= {value: values[root] for value, root in placement.follows.items()}
-    layers = {one.operation.weights[:1] for one in placement.decisions if one.action == "integer"}
-    integer = {name for names in layers for name in names if name in coded and coded[name].fuses}
+    layers = [one.operation for one in placement.decisions if one.action == "integer"]
+    integer = {name for one in layers for name in one.weights[:1]}
     annotated = annotated_onnx(traced, values, _matrices(traced))
     probed = tuple(placement.points)
 
@@ -82,7 +82,7 @@ def _coded(
     for name, tensor in tensors.items():
         if name not in read or isinstance(tensor.form, Raw):
             continue
-        found = integers(tensor, blocks=readers.get(name) == {"linear"})
+        found = integers(tensor, readers.get(name, ()))
         if isinstance(found, str):
             floats[name] = found
         else:

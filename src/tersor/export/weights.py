@@ -8,6 +8,7 @@ multiply by four bits.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from tersor.export.rewrite import constant, replace_value_, swaps
+from tersor.points import RECURRENT, WEIGHTED
 from tersor.tensor.codebook import int8_levels
 from tersor.tensor.compressed import Affine, Codebook, CompressedTensor
 from tersor.tensor.groups import group_shape
@@ -46,11 +48,6 @@ class Integers:
     block: int = 0
     codebook: NDArray[np.int8] | None = None
 
-    @property
-    def fuses(self) -> bool:
-        """Whether integer kernels take it: one scale, or one for each channel that is made."""
-        return not self.block and (not self.scale.ndim or self.axis == 0)
-
     def transposed(self) -> Integers:
         """The same of the transposed matrix."""
         scale = self.scale.T if self.block else self.scale
@@ -58,10 +55,10 @@ class Integers:
         return Integers(self.codes.T, scale, zero_point, 1 - self.axis, self.block, self.codebook)
 
 
-def integers(tensor: CompressedTensor, *, blocks: bool = True) -> Integers | str:
+def integers(tensor: CompressedTensor, readers: Collection[str]) -> Integers | str:
     """The codes of a weight, or why runtimes cannot take them and it has to be stored as floats.
 
-    blocks -- whether what reads it has a kernel for blocks.
+    readers -- the kinds of the operations that read it, in the words of :mod:`tersor.points`.
     """
     form = tensor.form
     if len(tensor.shape) < 2:
@@ -71,7 +68,7 @@ def integers(tensor: CompressedTensor, *, blocks: bool = True) -> Integers | str
     if isinstance(form, Codebook):
         return _shared(form)
     if isinstance(form, Affine):
-        return _affine(tensor, form, blocks)
+        return _affine(tensor, form, readers)
     return "it has no codes"
 
 
@@ -86,22 +83,26 @@ def _shared(form: Codebook) -> Integers | str:
     return Integers(codes, np.full((), scale, np.float32), np.zeros((), np.int32), codebook=levels)
 
 
-def _affine(tensor: CompressedTensor, form: Affine, blocks: bool) -> Integers | str:
+def _affine(tensor: CompressedTensor, form: Affine, readers: Collection[str]) -> Integers | str:
     codes, zero_point = form.codes, form.zero_point
     low = min(int(codes.min(initial=0)), int(zero_point.min(initial=0)))
     high = max(int(codes.max(initial=0)), int(zero_point.max(initial=0)))
     fitting = [dtype for dtype, least, most in _CONTAINERS if least <= low and high <= most]
     if not fitting:
         return f"its codes go from {low} to {high}: runtimes take 8 bits at most"
+    if zero_point.any() and not set(RECURRENT).isdisjoint(readers):
+        return "it has zero points, with which OpenVINO computes quantized recurrent layers wrong"
     packed = codes.astype(fitting[0])
     kind, axis = form.granularity.kind, form.granularity.axis % len(tensor.shape)
     if kind == "tensor":
         return Integers(packed, form.scale.reshape(()), zero_point.reshape(()))
+    if kind == "channel" and axis and not set(WEIGHTED).isdisjoint(readers):
+        return f"it has a scale for each index along axis {axis}: runtimes take one for each output, axis 0"
     if kind == "channel":
         return Integers(packed, _even_scales(form), zero_point, axis)
     if len(tensor.shape) != 2 or axis != 0:
         return f"it has blocks along axis {axis} of {tensor.shape}: runtimes take those of a matrix's rows"
-    if not blocks:
+    if set(readers) != {"linear"}:
         return "it has blocks, which runtimes take in linear layers only"
     shape = group_shape(tensor.shape, form.granularity)
     size = min(form.granularity.size, tensor.shape[1])
