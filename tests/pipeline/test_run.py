@@ -11,8 +11,8 @@ import tersor
 from tersor.artifact.writer import write
 from tersor.pipeline import result as result_module
 from tersor.pipeline import run as run_module
-from tersor.pipeline import work as work_module
 from tersor.pipeline import stages as stages_module
+from tersor.pipeline import work as work_module
 
 
 def test_the_score_is_that_of_the_file(task, recipe, tmp_path):
