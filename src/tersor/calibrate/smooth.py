@@ -45,7 +45,7 @@ def smooth_(
 ) -> Smoothed:
     """Divide what linear layers read by s, and multiply their weights by it, in place.
 
-    s = max|x|^alpha / max|w|^(1 - alpha) for each feature, over ``batches`` of data (Xiao et al. 2023, eq. 4).
+    s = max|x|^alpha / max|w|^(1 - alpha) of each feature over ``batches`` of data (Xiao et al. 2023, eq. 4)
     Layers that read the same value share their factors, so that a runtime divides once.
 
     alphas -- by the name of the weight, which ``weights`` has; what is not a linear layer of its own, called
