@@ -44,6 +44,8 @@ def export(
             )  # fmt: skip
         agreement = done.agreement
         console.say(f"wrote {done.path}: {format_bytes(done.size_bytes)}")
+        for name, reason in done.floats.items():
+            console.say(f"as floats: {name}, since {reason}")
         console.say(
             f"{done.runtime}: outputs within {agreement.largest:.2f} steps of an 8-bit output "
             f"({agreement.mean:.3f} in the mean) on {agreement.samples:,} samples"

@@ -13,11 +13,11 @@ import torch
 
 from tersor.artifact.io import Reader
 from tersor.artifact.writer import disk_errors, replacing
-from tersor.errors import SpecError, did_you_mean, in_context
+from tersor.errors import SpecError, TaskError, code_of_the_task, did_you_mean, in_context
 from tersor.export.check import Agreement, Probe, check_agreement
 from tersor.export.onnx import draw_onnx
 from tersor.export.openvino import save_openvino
-from tersor.export.runtimes import Precision, open_session
+from tersor.export.runtimes import RUNTIMES, Precision, open_session
 from tersor.export.served import ServedModel, output_structure
 from tersor.measure.quality import evaluate_model
 from tersor.model.inputs import model_call, model_inputs
@@ -71,6 +71,10 @@ def export_model(
     check_is_task(task)
     if format not in FORMATS:
         raise SpecError(f"format is {format!r}.{did_you_mean(format, FORMATS)}")
+    checker = runtime or FORMATS[format]
+    if checker not in RUNTIMES:
+        raise SpecError(f"runtime is {checker!r}.{did_you_mean(checker, RUNTIMES)}")
+    _check_target(Path(path), Path(out))
     model = load(path, fresh_model(task)).eval()
     traced = trace(model, model_inputs(task, model))
     with in_context(str(path)), Reader(path) as reader:
@@ -79,7 +83,6 @@ def export_model(
     progress("export", 0.0, 1.0)
     drawn = draw_onnx(traced, tensors, points)
     reference = simulated(model, traced, points) if points else model
-    checker = runtime or FORMATS[format]
     probe = Probe(open_session(drawn.probe, checker), drawn.probed) if points else None
     session = open_session(drawn.content, checker)
     agreement = check_agreement(
@@ -88,6 +91,13 @@ def export_model(
     )  # fmt: skip
     size_bytes = _write(drawn.content, Path(out), format)
     return Exported(Path(out), format, size_bytes, session.description, agreement, drawn.floats)
+
+
+def _check_target(source: Path, target: Path) -> None:
+    if target.resolve() == source.resolve():
+        raise SpecError(f"out is {str(target)!r}, the file that is exported: give it another name")
+    if not target.parent.is_dir():
+        raise SpecError(f"out is {str(target)!r}: there is no folder {str(target.parent)!r}")
 
 
 def _write(content: bytes, target: Path, format: str) -> int:
@@ -129,8 +139,10 @@ def evaluate_onnx(
     check_is_task(task)
     session = open_session(path, runtime, threads=threads, precision=precision)
     model = fresh_model(task).eval()
-    first = next(iter(task.test))
+    first = next(iter(task.test if loader is None else loader), None)
+    if first is None:
+        raise TaskError(f"task {task.name!r}: there is no data to evaluate on, the loader is empty")
     args, kwargs = model_call(task, model, first)
-    with torch.no_grad():
+    with torch.no_grad(), code_of_the_task(f"task {task.name!r}: forward"):
         served = ServedModel(session, output_structure(model(*args, **kwargs)))
     return evaluate_model(served, task, task.test if loader is None else loader, progress=progress)
