@@ -35,6 +35,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "mine.yaml").write_text(blocks("yaml")[0].replace("epochs: 10", "epochs: 2"))
     save_file({"a": torch.randn(64, 64), "b": torch.randn(64)}, tmp_path / "model.safetensors")
     onnx.save(small_onnx(), tmp_path / "model.onnx")
+    np.savez(tmp_path / "data.npz", x=np.ones((4, 16), np.float32))
     yield tmp_path
     sys.modules.pop("my_task", None)
 

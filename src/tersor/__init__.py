@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from tersor.pipeline.export import evaluate_onnx, export_model
     from tersor.pipeline.load import evaluate, load
+    from tersor.pipeline.onnx_compress import compress_onnx
     from tersor.pipeline.pack import pack, unpack
     from tersor.pipeline.plan import plan
     from tersor.pipeline.result import Result
@@ -42,6 +43,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Task": "task",
     "compress": "pipeline.run",
+    "compress_onnx": "pipeline.onnx_compress",
     "plan": "pipeline.plan",
     "Result": "pipeline.result",
     "evaluate": "pipeline.load",
@@ -98,6 +100,7 @@ __all__ = [
     "Train",
     "VerificationError",
     "compress",
+    "compress_onnx",
     "evaluate",
     "evaluate_onnx",
     "export_model",

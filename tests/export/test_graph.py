@@ -175,6 +175,7 @@ def test_a_weight_behind_an_identity_and_a_transpose_is_found():
         (helper.make_node("Add", ["x", "w"], ["y"]), "a constant"),
         (helper.make_node("Erf", ["x"], ["y"]), "no integers for Erf"),
         (helper.make_node("Gather", ["w", "ids"], ["y"]), "no integers for embedding"),
+        (helper.make_node("Tile", ["w", "ids"], ["y"]), "no integers for Tile"),
     ],
 )
 def test_what_stays_float_says_why(node, why):
@@ -214,3 +215,13 @@ def test_several_outputs_and_values_of_unknown_type():
     placed = place(graph.operations, graph.inputs, ["w"])
     assert list(placed.points) == ["x", "c", "d", "f"]
     assert placed.follows == {"a": "x", "b": "x"}
+
+
+def test_a_recurrent_layer_has_two_weights_and_a_bias_of_two_axes_is_none():
+    model = graph_of(
+        [helper.make_node("GRU", ["x", "w", "r", "b", "", "h"], ["y", "last"], hidden_size=4)],
+        {"w": draw(1, 12, 8), "r": draw(1, 12, 4), "b": draw(1, 24), "h": draw(1, 2, 4)},
+        inputs=[("x", [5, 2, 8])],
+    )
+    (gru,) = read_operations(model).operations
+    assert (gru.kind, gru.inputs, gru.weights) == ("gru", ("x",), ("w", "r"))

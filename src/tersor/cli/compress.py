@@ -1,4 +1,4 @@
-"""``tersor compress``: a task in, a measured file out."""
+"""``tersor compress``: a task or an ONNX model in, a measured file out."""
 
 from __future__ import annotations
 
@@ -7,13 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from tersor.cli import console
 from tersor.spec import Recipe
 from tersor.task import Task
 
 # What a run writes into its folder, finished or not; anything else there is somebody's.
-OURS = ("model.tersor", "result.json", "recipe.yaml", "stages", ".tersor-run", ".model.tersor.*", ".*.part")
+OURS = (
+    "model.tersor",
+    "model.onnx",
+    "result.json",
+    "recipe.yaml",
+    "stages",
+    ".tersor-run",
+    ".model.tersor.*",
+    ".*.part",
+)
 
 
 @click.command()
@@ -30,18 +40,43 @@ OURS = ("model.tersor", "result.json", "recipe.yaml", "stages", ".tersor-run", "
               help="A drop in the score's own unit that the test data should be able to tell; the result "
               "says if it cannot.")  # fmt: skip
 @click.option("--keep-stages", is_flag=True, help="Leave the file of each step in OUT/stages.")
+@click.option("--data", metavar="DATA.npz", help="Samples to calibrate an ONNX model on: one "
+              "array an input; or file.py:function for an iterable of dicts.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="The result (or the plan) as JSON on stdout.")
 @click.option("--dry-run", is_flag=True, help="Only say what each rule touches, what it skips and why.")
-def compress(task: str, recipe: str, out: Path, sets: tuple[str, ...], as_json: bool, dry_run: bool,
-             **options: Any) -> None:  # fmt: skip
+@click.pass_context
+def compress(context: click.Context, /, task: str, recipe: str, out: Path, sets: tuple[str, ...],
+             as_json: bool, dry_run: bool, **options: Any) -> None:  # fmt: skip
     """Compress a trained model, read the file back, measure it.
 
     TASK is file.py:function or package.module:function; the function returns a tersor.Task. Results that an
     earlier run left in OUT are replaced once the new file is verified; a folder with other files is refused.
     An interrupted run goes on where it stopped when the same command is given again.
+
+    TASK may also be an .onnx file, with --data: it is quantized without training (int8 unless -r says
+    otherwise), written as OUT/model.onnx and compared with the float model in ONNX Runtime.
     """
     from tersor.recipe import apply_sets, load_recipe
 
+    data = options.pop("data")
+    if task.endswith(".onnx"):
+        from tersor.cli.onnx import compress_onnx, refuse_options
+
+        given = {
+            one for one in context.params if context.get_parameter_source(one) != ParameterSource.DEFAULT
+        }
+        refuse_options(given)
+        if not dry_run:
+            _check_out(out)
+        with console.json_alone(as_json) as emit:
+            emit(
+                compress_onnx(
+                    Path(task), recipe if "recipe" in given else None, sets, data, None if dry_run else out
+                )
+            )
+        return
+    if data is not None:
+        raise click.UsageError("--data goes with an ONNX model; a TASK has data of its own")
     with console.json_alone(as_json) as emit:
         chosen = apply_sets(load_recipe(recipe), sets)
         if not dry_run:

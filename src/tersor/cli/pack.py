@@ -32,7 +32,7 @@ _OUT = click.Path(dir_okay=False, path_type=Path)
               show_default=True, help="How fast the file has to be to read.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="What was packed as JSON on stdout.")
 def pack(source: Path, out: Path, as_json: bool, **options: Any) -> None:
-    """Pack the weights of a .safetensors or an .onnx file, without a task.
+    """Pack a .safetensors or an .onnx file, without a task.
 
     IN may also be the model.safetensors.index.json of a sharded checkpoint. The graph of an ONNX file is
     stored with its weights. Takes one of --bits, --clusters, --max-error and --lossless.
@@ -79,7 +79,10 @@ def _table(report: PackReport) -> Table:
 @click.option("-o", "--out", type=_OUT, required=True, help="The .safetensors (or .onnx) file to write.")
 @click.option("--json", "as_json", is_flag=True, help="What was unpacked as JSON on stdout.")
 def unpack(source: Path, out: Path, as_json: bool) -> None:
-    """Decode a .tersor file into a .safetensors file, or into the .onnx file that it was packed from."""
+    """Decode a .tersor file into the .safetensors or .onnx file.
+
+    It is what the file was packed from: .onnx if it holds a graph, else .safetensors.
+    """
     with console.json_alone(as_json) as emit:
         import tersor
         from tersor.report import format_bytes

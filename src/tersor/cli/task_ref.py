@@ -23,11 +23,25 @@ def load_task(reference: str) -> Task:
     for ``python file.py``: functions of the task may import their neighbours later.
     """
     with in_context(reference):
-        source, colon, function = reference.rpartition(":")
-        if not colon or not source or not function.isidentifier():
-            raise TaskError(f"not a TASK: {HOW}")
-        module = _import_file(Path(source)) if _is_file(source) else _import_module(source)
-        return _call(module, function)
+        task = _returned(reference, "a TASK")
+        if not isinstance(task, Task):
+            function = reference.rpartition(":")[2]
+            raise TaskError(f"{function}() returned a {type(task).__name__}, not a tersor.Task")
+        return task
+
+
+def load_batches(reference: str) -> Any:
+    """What the function of a reference returns, to be batches of samples; errors as for a task."""
+    with in_context(reference):
+        return _returned(reference, "a reference to data")
+
+
+def _returned(reference: str, what: str) -> Any:
+    source, colon, function = reference.rpartition(":")
+    if not colon or not source or not function.isidentifier():
+        raise TaskError(f"not {what}: {HOW}")
+    module = _import_file(Path(source)) if _is_file(source) else _import_module(source)
+    return _call(module, function, what)
 
 
 def _is_file(source: str) -> bool:
@@ -65,22 +79,19 @@ def _import_module(name: str) -> ModuleType:
         raise _blame("importing it failed", error) from error
 
 
-def _call(module: ModuleType, name: str) -> Task:
+def _call(module: ModuleType, name: str, what: str) -> Any:
     function: Any = getattr(module, name, None)
     if function is None:
         known = [one for one, value in vars(module).items() if callable(value) and not one.startswith("_")]
         raise TaskError(f"there is no function {name!r} in it.{did_you_mean(name, known)}")
     if not callable(function):
-        raise TaskError(f"{name} is no function but a {type(function).__name__}: a TASK is a function")
+        raise TaskError(f"{name} is no function but a {type(function).__name__}: {what} is a function")
     try:
-        task = function()
+        return function()
     except TersorError:
         raise
     except (Exception, SystemExit) as error:
         raise _blame(f"{name}() failed", error) from error
-    if not isinstance(task, Task):
-        raise TaskError(f"{name}() returned a {type(task).__name__}, not a tersor.Task")
-    return task
 
 
 def _first_on_path(folder: Path) -> None:

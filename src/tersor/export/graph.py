@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from tersor.points import FUSED, MOVES, WEIGHTED, Operation
+from tersor.points import FUSED, MOVES, RECURRENT, WEIGHTED, Operation
 
 # The words of tersor.points, and of tersor.model.trace where it has others; any other operator is its own.
 KINDS: Mapping[str, str] = {
@@ -106,12 +106,14 @@ def _operations(node: ir.Node, drawing: _Drawing) -> Iterator[Operation]:
     values = values[:1] if kind in FUSED or kind in MOVES else values
     fixed = {id(one): held for one in values if (held := _held(one, layer)) is not None}
     weights = list(dict.fromkeys(str(fixed[id(one)].name) for one in values if id(one) in fixed))
+    if kind in RECURRENT:  # not its biases, which have two axes here, nor what it begins with
+        weights = [str(fixed[id(one)].name) for one in source.inputs[1:3] if id(one) in fixed]
     if source is not node:
         weights += [str(held.name) for one in node.inputs if (held := stored(one)) is not None]
     if kind in WEIGHTED and layer is None:
         weights = []
-    elif kind == "move" and weights:  # a table that rows are picked from
-        kind = "embedding"
+    elif kind in MOVES and weights:  # a table that rows are picked from, or a constant in another shape
+        kind, weights = ("embedding", weights) if node.op_type == "Gather" else (node.op_type, [])
     activations = tuple(str(one.name) for one in values if id(one) not in fixed)
     for index, output in enumerate(outputs):
         word = kind if output is node.outputs[0] or kind in MOVES else f"output of {kind}"
