@@ -35,9 +35,13 @@ ENDS = {"lenet5_caffe": ("0", "7"), "resnet20": ("0", "14")}  # the first and th
 END_BITS = 8
 TRAINING = {
     "lenet5_caffe": Train(epochs=4, lr=5e-4, warmup=0.05),
-    "resnet20": Train(epochs=3, lr=5e-4, warmup=0.05),
+    "resnet20": Train(epochs=3, lr=2e-4, warmup=0.05),
 }
 
+CONDITIONS = (
+    "activation_bits holds for what layers with weights read, 8 for what only additions and poolings read; "
+    "seconds are wall time on a machine with other work"
+)
 PRINTED = ("net", "bits", "activation_bits", "method", "error_percent", "baseline_error_percent", "seconds")
 
 
@@ -125,7 +129,8 @@ def write_finished() -> list[str]:
     """Write the results of all finished rows; returns the names of the others."""
     known = {row.name: finished(row) for row in ROWS}
     missing = [name for name, one in known.items() if one is None]
-    write_results("qat", COMMAND, [one for one in known.values() if one], unfinished=missing)
+    rows = [one for one in known.values() if one]
+    write_results("qat", COMMAND, rows, unfinished=missing, conditions=CONDITIONS)
     return missing
 
 
