@@ -19,7 +19,7 @@ DEFAULTS = {".onnx": "onnxruntime", ".xml": "openvino"}
               help="Threads of the runtime.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="The score as JSON on stdout.")
 def evaluate(task: str, file: Path, runtime: str | None, threads: int, as_json: bool) -> None:
-    """Score a file: a .tersor in a fresh model, .onnx and .xml in a runtime."""
+    """Score a .tersor file in a fresh model, or an .onnx in a runtime."""
     with console.json_alone(as_json) as emit:
         import tersor
         from tersor.cli.task_ref import load_task
