@@ -89,18 +89,18 @@ def test_batches_are_computed_when_they_are_read_and_once(monkeypatch):
 
 def test_the_figures_show_each_file_and_each_shape():
     times = [
-        {"name": name, "of": "a", "sentences": 1, "tokens": tokens,
+        {"name": name, "of": "tersor a", "sentences": 1, "tokens": tokens,
          "ratio": 0.4, "ratio_low": 0.3, "ratio_high": 0.5}
-        for tokens, names in ((32, "ab"), (2, "a")) for name in names
+        for tokens, names in ((32, ("tersor a", "tersor b")), (2, ("tersor a",))) for name in names
     ]  # fmt: skip
     rows = [
         {"file": name, "cosine": 0.99, "cosine_low": 0.98, "cosine_high": 1.0, "size_bytes": 12}
-        for name in "ab"
+        for name in ("tersor a", "tersor b")
     ]
     stored = {
         "rows": rows, "latencies": times, "alpha": 0.7, "alphas": [{"alpha": 0.7, "validation_cosine": 0.9}],
         "target": transformer.TARGET, "samples": 3, "runtime": "r",
     }  # fmt: skip
     page = "\n".join(figures.transformer(json.loads(json.dumps(stored))))
-    assert "| b | 0.99000 | 0.98000 to 1.00000 | 12 | 0.400 (0.300 to 0.500) |" in page
-    assert "1x32 of a" in page and "1x2 of a" in page
+    assert "| tersor b | 0.99000 | 0.98000 to 1.00000 | 12 | 0.400 (0.300 to 0.500) |" in page
+    assert "| 1x32 of tersor a |" in page and "| file | 1x2 of tersor a |" in page
