@@ -157,3 +157,11 @@ def points(model: ir.Model) -> list[tuple[ir.Node, str, str]]:
             kind, _, name = node.attributes["name"].as_string().partition(":")
             found.append((node, kind, name))
     return found
+
+
+def point_name(value: ir.Value | None) -> str:
+    """The whole name of the point that makes a value, or "" if none does."""
+    producer = None if value is None else value.producer()
+    if producer is None or producer.domain != DOMAIN or producer.op_type != POINT:
+        return ""
+    return producer.attributes["name"].as_string()

@@ -32,8 +32,9 @@ NAMED = 5
 
 @dataclass(frozen=True)
 class Agreement:
-    """The runtime's outputs against the model's, in steps: the range of the model's outputs over 255.
+    """The runtime's outputs against the model's, in steps: the range of an output, over 255.
 
+    step -- of the output that differs most.
     local -- the largest difference at any point, in its own steps, where the values before it are the
         runtime's; None if the outputs agreed within a step, so that it was not needed.
     """
@@ -60,24 +61,50 @@ def compare_outputs(
     task: Task, reference: nn.Module, session: Session, batches: Iterable[Batch], progress: Progress = silent
 ) -> Agreement:
     """Run both on the batches, each by itself; raises nothing where they differ."""
-    found: list[Tensor] = []
-    low, high, samples = float("inf"), -float("inf"), 0
+    outputs: list[_Output] = []
+    samples = 0
     with evaluating(reference), torch.no_grad():
         for at, batch in enumerate(batches):
             args, kwargs = model_call(task, reference, batch)
             with code_of_the_task(f"task {task.name!r}: forward"):
                 wanted = reference(*args, **kwargs)
             given = ServedModel(session, output_structure(wanted))(*args, **kwargs)
-            for first, second in _floats(wanted, given):
-                found.append((first - second).abs().flatten())
-                low, high = min(low, float(first.min())), max(high, float(first.max()))
-            samples += len(pytree.tree_leaves((args, kwargs))[0])
+            pairs = _floats(wanted, given)
+            outputs = outputs or [_Output() for _ in pairs]
+            for output, pair in zip(outputs, pairs, strict=True):
+                output.note(*pair)
+            tensors = [one for one in pytree.tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+            samples += len(tensors[0]) if tensors and tensors[0].ndim else 1
             progress("check", at + 1, 0)
-    if not found:
+    if not outputs:
         raise VerificationError("the model gives no floating output to compare")
-    step = max((high - low) / STEPS, 1e-12)
-    differences = torch.cat(found) / step
-    return Agreement(samples, step, float(differences.max()), float(differences.mean()))
+    worst = max(outputs, key=_Output.largest)
+    steps = torch.cat([torch.cat(one.differences) / one.step for one in outputs])
+    return Agreement(samples, worst.step, float(steps.max()), float(steps.mean()))
+
+
+class _Output:
+    """One of a model's outputs, over the batches: its range has to be known for its step."""
+
+    def __init__(self) -> None:
+        self.low, self.high = float("inf"), -float("inf")
+        self.differences: list[Tensor] = []
+
+    def note(self, wanted: Tensor, given: Tensor) -> None:
+        self.differences.append((wanted - given).abs().flatten())
+        if wanted.numel():
+            self.low, self.high = min(self.low, float(wanted.min())), max(self.high, float(wanted.max()))
+
+    @property
+    def step(self) -> float:
+        """What an 8-bit output could tell apart; of a constant one, by its size."""
+        span = self.high - self.low if self.high > self.low else abs(self.high)
+        return max(span / STEPS, 1e-12)
+
+    def largest(self) -> float:
+        """The largest difference, in steps; NaN counts as the largest of all."""
+        found = float(max((one.max() for one in self.differences if one.numel()), default=0.0)) / self.step
+        return float("inf") if found != found else found
 
 
 def check_agreement(
@@ -144,7 +171,7 @@ def _compare_points(
     """The largest difference at each point, and of each output, in steps; in the order of the graph."""
     forced = {value: _Forced(tap) for value, tap in reference.tapped.items() if isinstance(tap, FakePoint)}
     run = GraphModel(reference.model, reference.traced, forced)
-    outputs = 0.0
+    outputs: list[_Output] = []
     with evaluating(run), torch.no_grad():
         for batch in batches:
             args, kwargs = model_call(task, run.model, batch)
@@ -156,11 +183,12 @@ def _compare_points(
             given = pytree.tree_unflatten(
                 list(everything[: len(everything) - len(probe.values)]), output_structure(wanted)
             )
-            for first, second in _floats(wanted, given):
-                step = max(float(first.max() - first.min()) / STEPS, 1e-12)
-                outputs = max(outputs, float((first - second).abs().max()) / step)
+            pairs = _floats(wanted, given)
+            outputs = outputs or [_Output() for _ in pairs]
+            for output, pair in zip(outputs, pairs, strict=True):
+                output.note(*pair)
     local = {spell(tap.point.template.key): tap.largest for tap in forced.values()}
-    return local | {"the output": outputs}
+    return local | {"the output": max(map(_Output.largest, outputs))}
 
 
 def _floats(wanted: object, given: object) -> list[tuple[Tensor, Tensor]]:

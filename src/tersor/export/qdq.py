@@ -1,7 +1,7 @@
 """Write points into an ONNX graph, in the forms that runtimes fold and fuse.
 
-Activations: QuantizeLinear, DequantizeLinear, named after the point. Biases of integer layers: int32 at the
-product of the two scales. Weights: :mod:`tersor.export.weights`.
+QuantizeLinear, DequantizeLinear, named after the point. Weights: :mod:`tersor.export.weights`, biases:
+:mod:`tersor.export.biases`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from tersor.export.annotate import DOMAIN, POINT, points
+from tersor.export.annotate import DOMAIN, point_name, points
+from tersor.export.biases import quantize_biases_, stay_float_, too_coarse
 from tersor.export.rewrite import (
     constant,
     drop_unread_,
@@ -21,12 +21,9 @@ from tersor.export.rewrite import (
     only,
     plain_gemm,
     replace_node_,
-    replace_value_,
 )
 from tersor.export.weights import Integers, write_weight_
 from tersor.points import QuantPoint, label
-
-_INT32 = np.iinfo(np.int32).max
 
 
 def write_points_(
@@ -48,15 +45,19 @@ def write_points_(
     _split_gemms(graph, fed)
     made: dict[tuple[ir.Value, QuantPoint], ir.Value] = {}
     values: dict[str, ir.Value] = {}
-    for node, kind, name in points(model):
+    placed = points(model)
+    for node, kind, name in placed:
         if kind == "value":
             source, target = only(node.inputs), node.outputs[0]
             values[name] = source if activations[name].dynamic else target
-            placed = _quantize_value(graph, node, activations[name], made)
-            values = {one: placed if value is target else value for one, value in values.items()}
-        else:
+            made_of = _quantize_value(graph, node, activations[name], made)
+            values = {one: made_of if value is target else value for one, value in values.items()}
+    integer -= too_coarse(graph, weights)
+    for node, kind, name in placed:
+        if kind == "weight":
             write_weight_(graph, node, name, weights.get(name), name in integer)
-    _quantize_biases(graph)
+    quantize_biases_(graph)
+    stay_float_(graph)
     _multiply_integers(graph)
     model.opset_imports.pop(DOMAIN, None)
     for at, name in enumerate(probed):
@@ -126,7 +127,7 @@ def _split_gemms(graph: ir.Graph, fed: Collection[str]) -> None:
     That is what is quantized batch by batch, and weights in blocks.
     """
     for node in list(graph):
-        if not plain_gemm(node) or not any(_point_name(value) in fed for value in node.inputs[:2]):
+        if not plain_gemm(node) or not any(point_name(value) in fed for value in node.inputs[:2]):
             continue
         output = node.outputs[0]
         turn = ir.node("Transpose", [node.inputs[1]], attributes={"perm": [1, 0]}, name=f"{node.name}_turned")
@@ -137,11 +138,6 @@ def _split_gemms(graph: ir.Graph, fed: Collection[str]) -> None:
             total = ir.node("Add", [value, node.inputs[2]], name=f"{node.name}_Add")
             nodes, value = [*nodes, total], like(total.outputs[0], output, f"{output.name}_biased")
         replace_node_(graph, node, nodes, output, value)
-
-
-def _point_name(value: ir.Value | None) -> str:
-    producer = None if value is None else value.producer()
-    return "" if producer is None or producer.op_type != POINT else producer.attributes["name"].as_string()
 
 
 def _multiply_integers(graph: ir.Graph) -> None:
@@ -176,77 +172,3 @@ def _by_columns(dequantize: ir.Node) -> bool:
     if scale is None or scale.const_value is None:
         return False
     return not len(scale.const_value.shape) or dequantize.attributes["axis"].as_int() == 1
-
-
-def _quantize_biases(graph: ir.Graph) -> None:
-    """Biases of integer layers as int32 at the product of the scales (Jacob et al. 2018, section 2.4).
-
-    Where that is too coarse they stay float, outside of the layer: runtimes would round them in it.
-    """
-    for node in list(graph):
-        if not (node.op_type == "Conv" or plain_gemm(node)) or len(node.inputs) < 3:
-            continue
-        scales = [_scale_behind(value) for value in node.inputs[:2]]
-        bias = node.inputs[2]
-        if bias is None or bias.const_value is None or any(one is None for one in scales):
-            continue
-        step = np.asarray(scales[0], np.float32) * np.asarray(scales[1], np.float32)
-        codes = np.rint(bias.const_value.numpy().astype(np.float64) / step.astype(np.float64))
-        if not (np.abs(codes) <= _INT32).all() or _too_coarse(node, float(step.max())):
-            _add_apart(graph, node, bias)
-            continue
-        name = str(bias.name)
-        if len(list(bias.consumers())) > 1:
-            name = f"{name}_{node.name}"
-        else:
-            graph.initializers.pop(name)
-        inputs = [
-            constant(graph, name, codes.astype(np.int32)),
-            constant(graph, f"{name}_scale", step),
-            constant(graph, f"{name}_zero_point", np.zeros(step.shape, np.int32)),
-        ]
-        attributes = {"axis": 0} if step.ndim else {}
-        back = ir.node("DequantizeLinear", inputs, attributes=attributes, name=f"{name}_DequantizeLinear")
-        like(back.outputs[0], bias, f"{name}_dequantized")
-        graph.insert_before(node, back)
-        node.replace_input_with(2, back.outputs[0])
-
-
-def _too_coarse(node: ir.Node, step: float) -> bool:
-    """Whether rounding a bias to ``step`` moves what is made by more than rounding that to its codes does."""
-    users = list(node.outputs[0].consumers())
-    if len(users) == 1 and users[0].op_type in ("Relu", "Clip"):
-        users = list(users[0].outputs[0].consumers())
-    scales = [one.inputs[1] for one in users if one.op_type == "QuantizeLinear"]
-    if scales and scales[0] is not None and scales[0].const_value is not None:
-        return step > float(scales[0].const_value.numpy())
-    codes = only(node.inputs[:1]).producer()
-    maker = None if codes is None or codes.inputs[0] is None else codes.inputs[0].producer()
-    return maker is not None and maker.op_type == "Clip"  # few bits, and the result is float
-
-
-def _add_apart(graph: ir.Graph, node: ir.Node, bias: ir.Value) -> None:
-    """The bias behind its layer, as a Sum: an Add is fused back."""
-    output = node.outputs[0]
-    rank = len(output.shape) if output.shape is not None else 2
-    values = bias.const_value.numpy() if bias.const_value is not None else np.zeros(0, np.float32)
-    shape = (1, -1, *[1] * (rank - 2)) if node.op_type == "Conv" else (-1,)
-    apart = constant(graph, f"{bias.name}_apart", values.reshape(shape))
-    node.resize_inputs(2)
-    total = ir.node("Sum", [output, apart], name=f"{node.name}_biased")
-    value = like(total.outputs[0], output, f"{output.name}_biased")
-    replace_value_(graph, output, value)
-    total.replace_input_with(0, output)
-    graph.insert_after(node, total)
-
-
-def _scale_behind(value: ir.Value | None) -> NDArray[np.float32] | None:
-    """The scale of the DequantizeLinear that makes a value: one for all, or one for each first index."""
-    producer = None if value is None else value.producer()
-    if producer is None or producer.op_type != "DequantizeLinear" or "block_size" in producer.attributes:
-        return None
-    scale = producer.inputs[1]
-    if scale is None or scale.const_value is None:
-        return None
-    found: NDArray[np.float32] = scale.const_value.numpy()
-    return found if not found.ndim or producer.attributes["axis"].as_int() == 0 else None

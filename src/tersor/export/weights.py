@@ -154,6 +154,7 @@ def _decoded(graph: ir.Graph, name: str, weight: Integers, integer: bool) -> tup
     def add(operator: str, inputs: list[ir.Value], suffix: str, **attributes: Any) -> ir.Value:
         node = ir.node(operator, inputs, attributes=attributes, name=f"{name}_{suffix}")
         node.outputs[0].name = f"{name}_{suffix.lower()}"
+        node.outputs[0].shape = ir.Shape(weight.codes.shape)
         nodes.append(node)
         return node.outputs[0]
 
