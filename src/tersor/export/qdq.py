@@ -7,7 +7,7 @@ QuantizeLinear, DequantizeLinear, named after the point. Weights: :mod:`tersor.e
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -43,7 +43,7 @@ def write_points_(
     fed = {f"value:{name}" for name, point in activations.items() if point.dynamic}
     fed |= {f"weight:{name}" for name, weight in weights.items() if weight.block}
     _split_gemms(graph, fed)
-    made: dict[tuple[ir.Value, QuantPoint], ir.Value] = {}
+    made = _Made({}, set())
     values: dict[str, ir.Value] = {}
     placed = points(model)
     for node, kind, name in placed:
@@ -68,9 +68,15 @@ def write_points_(
     drop_unread_(graph)
 
 
-def _quantize_value(
-    graph: ir.Graph, node: ir.Node, point: QuantPoint, made: dict[tuple[ir.Value, QuantPoint], ir.Value]
-) -> ir.Value:
+@dataclass(frozen=True)
+class _Made:
+    """The pairs that are there: what they give, by what they read and how; and their names."""
+
+    pairs: dict[tuple[ir.Value, QuantPoint], ir.Value]
+    names: set[str]
+
+
+def _quantize_value(graph: ir.Graph, node: ir.Node, point: QuantPoint, made: _Made) -> ir.Value:
     """Pairs behind a value; where the exporter made one of two equal values, equal points share theirs."""
     source, target = only(node.inputs), node.outputs[0]
     behind = source.producer()
@@ -78,20 +84,17 @@ def _quantize_value(
         replace_node_(graph, node, [], target, source)
         return source
     alike = source, replace(point, path="", operation="", index=0)
-    if alike not in made:
+    if alike not in made.pairs:
         name = label(point.key)
-        if f"{name}_scale" in graph.initializers or _taken(graph, name):  # what follows it is on its grid
+        if name in made.names:  # what only moves or picks elements is on their grid
             name = f"{name}_at_{source.name}"
+        made.names.add(name)
         write = _pair_each_batch if point.dynamic else _pair
         nodes = write(graph, source, point, name)
         graph.insert_before(node, nodes)
-        made[alike] = nodes[-1].outputs[0]
-    replace_node_(graph, node, [], target, made[alike])
-    return made[alike]
-
-
-def _taken(graph: ir.Graph, name: str) -> bool:
-    return any(node.name == f"{name}_DynamicQuantizeLinear" for node in graph)
+        made.pairs[alike] = nodes[-1].outputs[0]
+    replace_node_(graph, node, [], target, made.pairs[alike])
+    return made.pairs[alike]
 
 
 def _pair(graph: ir.Graph, source: ir.Value, point: QuantPoint, name: str) -> list[ir.Node]:
@@ -135,7 +138,9 @@ def _split_gemms(graph: ir.Graph, fed: Collection[str]) -> None:
         product = ir.node("MatMul", [node.inputs[0], turn.outputs[0]], name=f"{node.name}_MatMul")
         nodes, value = [turn, product], like(product.outputs[0], output, f"{output.name}_product")
         if len(node.inputs) > 2 and node.inputs[2] is not None:
-            total = ir.node("Add", [value, node.inputs[2]], name=f"{node.name}_Add")
+            # With an Add, ONNX Runtime takes a MatMul of blocks for a Gemm again, for which it has no kernel.
+            blocks = point_name(node.inputs[1]) in fed
+            total = ir.node("Sum" if blocks else "Add", [value, node.inputs[2]], name=f"{node.name}_Add")
             nodes, value = [*nodes, total], like(total.outputs[0], output, f"{output.name}_biased")
         replace_node_(graph, node, nodes, output, value)
 

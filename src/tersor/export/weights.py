@@ -153,10 +153,13 @@ def _decoded(graph: ir.Graph, name: str, weight: Integers, integer: bool) -> tup
 
     def add(operator: str, inputs: list[ir.Value], suffix: str, **attributes: Any) -> ir.Value:
         node = ir.node(operator, inputs, attributes=attributes, name=f"{name}_{suffix}")
-        node.outputs[0].name = f"{name}_{suffix.lower()}"
-        node.outputs[0].shape = ir.Shape(weight.codes.shape)
+        made = node.outputs[0]
+        dtype = attributes.get("to", ir.DataType.INT8 if operator == "Gather" else ir.DataType.FLOAT)
+        made.name, made.shape, made.type = (
+            f"{name}_{suffix.lower()}", ir.Shape(weight.codes.shape), ir.TensorType(dtype),
+        )  # fmt: skip
         nodes.append(node)
-        return node.outputs[0]
+        return made
 
     value = constant(graph, name, weight.codes)
     container: Any = weight.codes.dtype
