@@ -1,5 +1,7 @@
 """OpenVINO's own files."""
 
+import signal
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
@@ -43,3 +45,9 @@ def test_it_is_for_openvino_and_in_two_parts(tmp_path):
 def test_what_is_no_model_is_refused(tmp_path):
     with pytest.raises(ExportError, match="does not take it"):
         save_openvino(b"nothing", tmp_path / "model.xml")
+
+
+def test_an_interrupt_after_a_run_is_an_interrupt(tmp_path):
+    open_session(doubling(), "openvino").run([np.ones((2, 3), np.float32)])
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)

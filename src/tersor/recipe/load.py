@@ -21,7 +21,7 @@ def preset_names() -> tuple[str, ...]:
     """The recipes that ship with tersor, by name.
 
     >>> preset_names()
-    ('cluster', 'cluster-tune', 'deep-compression', 'entropy')
+    ('cluster', 'cluster-tune', 'deep-compression', 'entropy', 'int8-transformer')
     """
     names = (entry.name for entry in files("tersor.recipe").joinpath("presets").iterdir())
     return tuple(sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml")))
