@@ -16,7 +16,7 @@ from tersor.measure.quality import evaluating, to_device
 from tersor.model.program import GraphModel
 from tersor.model.simulate import simulated
 from tersor.model.trace import Traced
-from tersor.points import Key, QuantPoint, spell
+from tersor.points import Key, QuantPoint, keys_of, spell
 from tersor.progress import Progress, silent
 from tersor.task import Batch, Task
 from tersor.tensor.affine import Grid
@@ -36,15 +36,17 @@ class Calibrated:
 
 
 class Observer(nn.Module):
-    """A tap that counts what passes through it."""
+    """A tap that counts what passes through it; errors name the point."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: Key) -> None:
         super().__init__()
+        self.key = key
         self.seen = RangeHistogram()
 
     def forward(self, value: Tensor) -> Tensor:
         """The value itself."""
-        self.seen.update(value.detach().float().cpu().numpy())
+        with in_context(spell(self.key)):
+            self.seen.update(value.detach().float().cpu().numpy())
         return value
 
 
@@ -56,7 +58,8 @@ def observing(
 
     ``points`` are in force while it is observed. Afterwards the model is as it was.
     """
-    observers = {value: Observer() for value in values}
+    keys = keys_of(traced.operations, traced.inputs)
+    observers = {value: Observer(keys[value]) for value in values}
     run = GraphModel(model, traced, simulated(model, traced, points).tapped | observers)
     with evaluating(run), torch.no_grad():
         yield run, {value: observer.seen for value, observer in observers.items()}
