@@ -31,7 +31,7 @@ from tersor.pipeline.work import read_collected, work_before, write_collected
 from tersor.progress import Progress, inside, silent
 from tersor.recipe.load import load_recipe
 from tersor.result import LayerRecord, Ledger, StageRecord
-from tersor.spec import Code, Recipe, Speed, Train
+from tersor.spec import Code, Fold, Quantize, Recipe, Smooth, Speed, Step, Train
 from tersor.task import Task, check_is_task
 from tersor.tensor.compressed import Raw
 from tersor.tensor.finite import count_non_finite
@@ -124,10 +124,21 @@ def check_task(task: Task, recipe: Recipe, device: str = "cpu") -> None:
     for name in ("loss", "train"):
         if trains and getattr(task, name) is None:
             raise TaskError(f"task {task.name!r} has no {name}, which step {trains[0].name!r} trains with")
+    looking = [step for step in recipe.steps if _looks_at_data(step)]
+    if looking and task.train is None and task.validation is None:
+        raise TaskError(f"task {task.name!r} has neither train nor validation data, of which step "
+                        f"{looking[0].name!r} needs a few batches")  # fmt: skip
     if task.score is not None:
         with Randomness(task.test).seeded(0):
             first = list(islice(task.test, 1))
             evaluate_model(trained_model(task).to(device), task, first, device=device)
+
+
+def _looks_at_data(step: Step) -> bool:
+    """Whether a step runs data through the model beside training: ranges of activations, means, outputs."""
+    if isinstance(step, Quantize):
+        return step.activations == "static" or step.correct_bias or step.rounding == "learned"
+    return isinstance(step, Smooth) or (isinstance(step, Fold) and step.reestimate > 0)
 
 
 def _run_steps(recipe: Recipe, store: StageStore, context: Context) -> Collected:

@@ -1,0 +1,144 @@
+"""``tersor export``, and ``tersor evaluate`` of what it writes."""
+
+import json
+
+import onnx
+import pytest
+
+from tersor.cli.app import run
+from tersor.pipeline import export as export_module
+
+RECIPE = "steps: [quantize: {}]"
+
+
+@pytest.fixture
+def made(task_file, tmp_path, capfd):
+    """The task as the command line names it, and the folder of a result."""
+    (tmp_path / "int8.yaml").write_text(RECIPE)
+    out = tmp_path / "out"
+    assert run(["compress", f"{task_file}:make", "-r", str(tmp_path / "int8.yaml"), "-o", str(out)]) == 0
+    capfd.readouterr()
+    return f"{task_file}:make", out
+
+
+def test_a_result_is_exported_beside_its_file(made, capfd):
+    task, out = made
+    assert run(["export", task, str(out)]) == 0
+    stdout, stderr = capfd.readouterr()
+    assert (out / "model.onnx").stat().st_size > 0
+    assert "wrote" in stderr and "model.onnx" in stderr and "steps of an 8-bit output" in stderr
+    assert "this goes to stderr" in stdout  # without --json, what the task prints stays where it prints it
+
+
+def test_json_says_what_was_written_and_how_well_it_agrees(made, tmp_path, capfd):
+    task, out = made
+    target = tmp_path / "small.onnx"
+    assert run(["export", task, str(out / "model.tersor"), "-o", str(target), "--json"]) == 0
+    said = json.loads(capfd.readouterr().out)
+    assert said["path"] == str(target) and said["size_bytes"] == target.stat().st_size
+    assert said["format"] == "onnx" and said["runtime"].startswith("onnxruntime ")
+    assert said["agreement"]["largest"] <= 1 and said["floats"] == {}
+
+
+def test_the_score_is_taken_in_the_runtime(made, capfd):
+    task, out = made
+    assert run(["export", task, str(out)]) == 0
+    capfd.readouterr()
+    scores = []
+    for name in ("model.tersor", "model.onnx"):
+        assert run(["evaluate", task, str(out / name), "--json"]) == 0
+        scores.append(json.loads(capfd.readouterr().out)["score"]["value"])
+    assert scores[0] == scores[1]
+
+
+def test_openvino_takes_it_too(made, capfd):
+    pytest.importorskip("openvino")
+    task, out = made
+    assert run(["export", task, str(out), "--runtime", "openvino"]) == 0
+    assert run(["evaluate", task, str(out / "model.onnx"), "--runtime", "openvino"]) == 0
+    assert "openvino" in capfd.readouterr().err
+
+
+def test_weights_that_became_floats_are_told(task_file, tmp_path, capfd):
+    task, out = f"{task_file}:make", tmp_path / "out"
+    assert run(["compress", task, "-r", "cluster", "-o", str(out)]) == 0
+    assert run(["export", task, str(out)]) == 0
+    assert "as floats: 0.weight, since its shared values lie on no int8 grid" in capfd.readouterr().err
+
+
+def test_a_runtime_that_disagrees_ends_with_5_and_leaves_what_was_there(made, capfd, monkeypatch):
+    task, out = made
+    target = out / "model.onnx"
+    target.write_bytes(b"old")
+    drawn = export_module.draw_onnx
+
+    def wrong(*arguments):
+        made = drawn(*arguments)
+        return type(made)(spoiled(made.content), spoiled(made.probe), made.probed, made.floats)
+
+    def spoiled(content):
+        model = onnx.load_from_string(content)
+        for one in model.graph.initializer:
+            if one.name == "2.weight_scale":
+                one.CopyFrom(onnx.numpy_helper.from_array(5 * onnx.numpy_helper.to_array(one), one.name))
+        return model.SerializeToString()
+
+    monkeypatch.setattr(export_module, "draw_onnx", wrong)
+    assert run(["export", task, str(out)]) == 5
+    stderr = capfd.readouterr().err
+    assert "differs from the model" in stderr and "the output" in stderr and "Traceback" not in stderr
+    assert target.read_bytes() == b"old"
+    assert sorted(one.name for one in out.iterdir()) == [
+        "model.onnx", "model.tersor", "recipe.yaml", "result.json",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--format", "onx"], "Did you mean 'onnx'?"),
+        (["--runtime", "onnxrunime"], "Did you mean 'onnxruntime'?"),
+        (["-o", "none/model.onnx"], "no folder"),
+        (["-o", "out/model.tersor"], "the file that is exported"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(made, tmp_path, capfd, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    task, out = made
+    before = {one.name: one.read_bytes() for one in out.iterdir()}
+    assert run(["export", task, str(out), *arguments]) == 2
+    assert words in capfd.readouterr().err
+    assert {one.name: one.read_bytes() for one in out.iterdir()} == before
+
+
+def test_a_folder_without_a_file_is_told(task_file, tmp_path, capfd):
+    assert run(["export", f"{task_file}:make", str(tmp_path)]) == 1
+    assert "model.tersor" in capfd.readouterr().err
+
+
+def test_a_runtime_for_a_file_that_runs_in_none(made, capfd):
+    task, out = made
+    assert run(["evaluate", task, str(out / "model.tersor"), "--runtime", "onnxruntime"]) == 2
+    assert "export it first" in capfd.readouterr().err
+
+
+def test_a_broken_file_is_one_error(made, capfd):
+    task, out = made
+    (out / "broken.onnx").write_bytes((out / "model.tersor").read_bytes())
+    assert run(["evaluate", task, str(out / "broken.onnx")]) == 1
+    stderr = capfd.readouterr().err
+    assert "broken.onnx: not an ONNX file" in stderr and "Traceback" not in stderr
+
+
+def test_a_dry_run_tells_what_is_quantized_and_what_stays_float(task_file, tmp_path, capfd):
+    (tmp_path / "int8.yaml").write_text("steps: [quantize: {rules: [{match: '2', skip: true}]}]")
+    command = ["compress", f"{task_file}:make", "-r", str(tmp_path / "int8.yaml"), "--dry-run"]
+    assert run(command) == 0
+    table = capfd.readouterr().err
+    assert "0 (linear)" in table and "rule '2' skips it" in table
+    assert run([*command, "--json"]) == 0
+    rows = {row["tensor"]: row for row in json.loads(capfd.readouterr().out)["rows"]}
+    assert rows["0 (linear)"]["action"] == "apply" and "integer" in rows["0 (linear)"]["detail"]
+    assert rows["2 (linear)"]["action"] == "skip"
+    assert rows["2 (linear)"]["detail"] == "float; rule '2' skips it"
+    assert "8 bits" in rows["0.weight"]["detail"]
