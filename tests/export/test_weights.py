@@ -29,6 +29,8 @@ def values(held):
     if held.codebook is not None:
         codes = held.codebook[codes].astype(np.int64)
     scale, zero = held.scale, held.zero_point
+    if held.blocks:
+        return ((codes.reshape(held.blocks) - zero).astype(np.float32) * scale).reshape(codes.shape)
     if held.block:
         width = codes.shape[held.axis]
         scale, zero = (np.repeat(one, held.block, axis=held.axis) for one in (scale, zero))
@@ -96,6 +98,20 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("readers", [{"embedding"}, {"embedding", "linear"}, {"conv"}])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_blocks_without_a_kernel_fold_into_floats(readers, symmetric):
+    grid = Grid(bits=4, symmetric=symmetric, granularity=Granularity("block", 0, 8))
+    for shape in ((6, 16),) if "linear" in readers else ((6, 16), (4, 2, 2, 4)):
+        compressed = quantize_tensor(weight(shape), grid)
+        outputs, held, graph = graph_of(compressed, readers, True, turned="linear" in readers)
+        dense = compressed.decode().numpy()
+        assert np.array_equal(outputs[0], np.abs(dense))
+        assert len(outputs) == 1 or np.array_equal(outputs[1], dense.T)
+        assert held.codes.dtype in (ml_dtypes.int4, ml_dtypes.uint4) and held.blocks and not held.fuses
+        assert "DequantizeLinear" not in {node.op_type for node in graph}
+
+
 @pytest.mark.parametrize("integer", [False, True])
 @pytest.mark.parametrize("case", CASES)
 def test_a_runtime_reads_the_nodes_as_the_weights(case, integer):
@@ -144,8 +160,8 @@ REASONS = [
     (shared([[0.1, 0.2718281]]), {"linear"}, "no int8 grid"),
     (affine([0, 1, 2, 300]), {"linear"}, "0 to 300"),
     (affine([-1, 1, 2, 3], 200), {"linear"}, "-1 to 200"),
-    (quantize_tensor(weight((4, 4)), Grid(granularity=Granularity("block", 0, 2))), {"embedding"}, "linear"),
-    (quantize_tensor(weight((4, 4, 3)), Grid(granularity=Granularity("block", 0, 2))), {"conv"}, "matrix"),
+    (quantize_tensor(weight((4, 5)), Grid(granularity=Granularity("block", 0, 2))), {"embedding"}, "divide"),
+    (quantize_tensor(weight((4, 3, 3)), Grid(granularity=Granularity("block", 0, 2))), {"conv"}, "divide"),
     (quantize_tensor(weight((4, 4)), Grid(granularity=Granularity("block", 1, 2))), {"linear"}, "axis 1"),
     (quantize_tensor(weight((4, 4)), Grid(granularity=Granularity("channel", 1))), {"linear"}, "each output"),
     (quantize_tensor(weight((4, 4)), Grid(symmetric=False)), {"lstm"}, "zero points"),

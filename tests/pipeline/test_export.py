@@ -204,7 +204,7 @@ MODES = {
 # Which initializers are no integers, of conv.weight, hidden.weight, head.weight.
 FLOATS = {
     "half precision": {"conv", "hidden", "head"},
-    "blocks": {"conv"},
+    "blocks": {"conv"},  # whose rows of 9 they do not divide
     "blocks between points": {"conv"},
     "a scale for each input": {"conv", "hidden", "head"},
     "a scale for each input, each batch": {"conv", "hidden", "head"},

@@ -32,7 +32,7 @@ def too_coarse(graph: ir.Graph, weights: Mapping[str, Integers]) -> set[str]:
             continue
         kind, _, name = point_name(node.inputs[1]).partition(":")
         scale = _scale_behind(node.inputs[0])
-        if kind != "weight" or name not in weights or weights[name].block or scale is None:
+        if kind != "weight" or name not in weights or not weights[name].fuses or scale is None:
             continue
         step = scale * weights[name].scale
         if not (np.abs(_codes(node, step)) <= _INT32).all() or float(step.max()) > FINE * _code(node):

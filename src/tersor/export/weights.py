@@ -2,8 +2,8 @@
 
 Of integer layers: DequantizeLinear on int8, behind a Cast where four bits are stored, behind a Gather where
 they are a codebook on an int8 grid. Of float layers: Cast and Mul, which runtimes compute once when they load
-(a DequantizeLinear they would compute at every inference); blocks stay a DequantizeLinear, for kernels that
-multiply by four bits.
+(a DequantizeLinear they would compute at every inference). Blocks of linear layers: DequantizeLinear, for
+kernels that multiply by four bits; of others: Cast, Reshape and Mul.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class Integers:
 
     codes -- int8 or uint8, or int4 or uint4 where all fit; or indices into ``codebook`` (int8).
     scale -- a scalar, a vector along ``axis``, or with ``block`` one for each block along ``axis``.
+    blocks -- the shape in which codes take scales and zero points that broadcast over it, where no kernel
+        takes blocks: (channels, blocks, size), and the runtime has to fold them into floats.
     """
 
     codes: NDArray[Any]
@@ -47,6 +49,12 @@ class Integers:
     axis: int = 0
     block: int = 0
     codebook: NDArray[np.int8] | None = None
+    blocks: tuple[int, ...] = ()
+
+    @property
+    def fuses(self) -> bool:
+        """Whether integer kernels take it."""
+        return not self.block and not self.blocks
 
     def transposed(self) -> Integers:
         """The same of the transposed matrix."""
@@ -100,13 +108,16 @@ def _affine(tensor: CompressedTensor, form: Affine, readers: Collection[str]) ->
         return f"it has a scale for each index along axis {axis}: runtimes take one for each output, axis 0"
     if kind == "channel":
         return Integers(packed, _even_scales(form), zero_point, axis)
-    if len(tensor.shape) != 2 or axis != 0:
-        return f"it has blocks along axis {axis} of {tensor.shape}: runtimes take those of a matrix's rows"
-    if set(readers) != {"linear"}:
-        return "it has blocks, which runtimes take in linear layers only"
-    shape = group_shape(tensor.shape, form.granularity)
-    size = min(form.granularity.size, tensor.shape[1])
-    return Integers(packed, form.scale.reshape(shape), zero_point.reshape(shape), 1, size)
+    groups, size = group_shape(tensor.shape, form.granularity), form.granularity.size
+    width = codes.size // max(groups[0], 1)
+    if axis == 0 and len(tensor.shape) == 2 and set(readers) == {"linear"}:
+        return Integers(packed, form.scale.reshape(groups), zero_point.reshape(groups), 1, min(size, width))
+    if axis or width % size:
+        return (
+            f"it has blocks of {size} along axis {axis} of {tensor.shape}: runtimes take such as divide a row"
+        )
+    shape = (*groups, 1)
+    return Integers(packed, form.scale.reshape(shape), zero_point.reshape(shape), blocks=(*groups, size))
 
 
 def _even_scales(form: Affine) -> NDArray[np.float32]:
@@ -130,7 +141,7 @@ def write_weight_(graph: ir.Graph, node: ir.Node, name: str, weight: Integers | 
         graph.remove(node, safe=True)
         return
     graph.initializers.pop(str(source.name), None)
-    turned = [user for user in target.consumers() if swaps(user)]
+    turned = [user for user in target.consumers() if swaps(user) and not weight.blocks]
     straight = len(turned) < len(list(target.consumers())) or target.is_graph_output()
     for transposed in (False, True):
         if not (turned if transposed else straight):
@@ -155,9 +166,7 @@ def _decoded(graph: ir.Graph, name: str, weight: Integers, integer: bool) -> tup
         node = ir.node(operator, inputs, attributes=attributes, name=f"{name}_{suffix}")
         made = node.outputs[0]
         dtype = attributes.get("to", ir.DataType.INT8 if operator == "Gather" else ir.DataType.FLOAT)
-        made.name, made.shape, made.type = (
-            f"{name}_{suffix.lower()}", ir.Shape(weight.codes.shape), ir.TensorType(dtype),
-        )  # fmt: skip
+        made.name, made.type = f"{name}_{suffix.lower()}", ir.TensorType(dtype)
         nodes.append(node)
         return made
 
@@ -170,18 +179,29 @@ def _decoded(graph: ir.Graph, name: str, weight: Integers, integer: bool) -> tup
     elif container in (ml_dtypes.int4, ml_dtypes.uint4) and not weight.block:
         container = np.dtype(np.int8 if container == ml_dtypes.int4 else np.uint8)
         value = add("Cast", [value], "Widened", to=ir.DataType.from_numpy(container))
-    if integer or weight.block:
+    if (integer and weight.fuses) or weight.block:
         scale = constant(graph, f"{name}_scale", weight.scale)
         zero = constant(graph, f"{name}_zero_point", weight.zero_point.astype(container))
         attributes: dict[str, Any] = {"axis": weight.axis} if weight.scale.ndim else {}
         if weight.block:
             attributes["block_size"] = weight.block
-        return nodes, add("DequantizeLinear", [value, scale, zero], "DequantizeLinear", **attributes)
+        value = add("DequantizeLinear", [value, scale, zero], "DequantizeLinear", **attributes)
+        value.shape = ir.Shape(weight.codes.shape)
+        return nodes, value
     value = add("Cast", [value], "Float", to=ir.DataType.FLOAT)
     wide = [1] * weight.codes.ndim
     if weight.scale.ndim:
         wide[weight.axis] = -1
+    if weight.blocks:
+        wide = list(weight.scale.shape)
+        value = add("Reshape", [value, constant(graph, f"{name}_split", np.array(weight.blocks))], "Blocks")
     if weight.zero_point.any():
         offset = weight.zero_point.astype(np.float32).reshape(wide)
         value = add("Sub", [value, constant(graph, f"{name}_zero_point", offset)], "Centered")
-    return nodes, add("Mul", [value, constant(graph, f"{name}_scale", weight.scale.reshape(wide))], "Scaled")
+    value = add("Mul", [value, constant(graph, f"{name}_scale", weight.scale.reshape(wide))], "Scaled")
+    if weight.blocks:
+        value = add(
+            "Reshape", [value, constant(graph, f"{name}_shape", np.array(weight.codes.shape))], "Whole"
+        )
+    value.shape = ir.Shape(weight.codes.shape)
+    return nodes, value
