@@ -36,8 +36,7 @@ demo: $(READY)  ## train a small net on real digits, compress it, read the file 
 	$(RUN) examples/digits.py
 
 test: $(READY) check  ## everything CI runs: checks, unit, property, doctest, README and example tests
-	$(RUN) -m pytest --ignore=tests/export
-	$(RUN) -m pytest tests/export  # apart: after some of OpenVINO's runs a signal ends the process
+	$(RUN) -m pytest
 
 check: $(READY)  ## ruff, mypy --strict, architecture, exports, sizes
 	$(BIN)/ruff format --check .

@@ -10,7 +10,7 @@ import pytest
 import tersor
 from tersor import errors
 from tersor.cli.app import run
-from tersor.recipe import load_recipe
+from tersor.recipe import load_recipe, preset_names
 
 # Training that suits 64 samples.
 SHORT = {
@@ -25,6 +25,7 @@ SHORT = {
         "prune.fraction=0.5",
     ],
     "cluster-tune": ["--set", "cluster.train.epochs=1"],
+    "prune-cluster-int8": ["--set", "prune.train.epochs=60", "--set", "prune.train.lr=0.01"],
 }
 
 
@@ -42,7 +43,7 @@ def faked(monkeypatch):
     return lambda function: monkeypatch.setitem(vars(tersor), "compress", function)
 
 
-@pytest.mark.parametrize("preset", ["cluster", "entropy", "cluster-tune", "deep-compression"])
+@pytest.mark.parametrize("preset", preset_names())
 def test_each_preset_gives_a_measured_file(compress, tmp_path, capfd, preset):
     assert compress("-r", preset, "--json", *SHORT.get(preset, [])) == 0
     out, err = capfd.readouterr()

@@ -133,21 +133,26 @@ def test_a_file_is_read(tmp_path):
     assert load_recipe(path) == load_recipe(str(path)) == parse_recipe(FULL)
 
 
-@pytest.mark.parametrize(
-    "name", ["deep-compression", "cluster", "cluster-tune", "entropy", "int8-transformer"]
-)
+PRESETS = {
+    "cluster", "cluster-int8", "cluster-tune", "deep-compression", "entropy", "int4-weights", "int8",
+    "int8-dynamic", "int8-qat", "int8-transformer", "prune-cluster-int8",
+}  # fmt: skip
+TRAINED = {"cluster-tune", "deep-compression", "int8-qat", "prune-cluster-int8"}
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
 def test_presets_load_and_explain_themselves(name):
     recipe = load_recipe(name)
     assert recipe.name == name and recipe.description
     assert parse_recipe(dump_recipe(recipe)) == recipe
     assert preset_text(name).startswith("#")
     trains = any(getattr(step, "train", None) for step in recipe.steps)
-    assert trains == (name in ("deep-compression", "cluster-tune"))
+    assert trains == (name in TRAINED)
     assert ("Takes training data" in recipe.description) == trains
 
 
 def test_there_are_no_other_presets():
-    assert preset_names() == ("cluster", "cluster-tune", "deep-compression", "entropy", "int8-transformer")
+    assert preset_names() == tuple(sorted(PRESETS))
     with pytest.raises(SpecError, match="Did you mean 'cluster'"):
         preset_text("../cluster")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def open_openvino(
     """
     openvino = _library()
     with _refusals(openvino):
-        model = openvino.Core().read_model(content)
+        model = _core().read_model(content)
     return _session(openvino, model, (inputs, outputs), threads, precision)
 
 
@@ -36,7 +37,7 @@ def open_openvino_file(path: Path, *, threads: int, precision: Precision) -> Ses
     if not path.with_suffix(".bin").is_file():
         raise ExportError(f"{path.with_suffix('.bin').name} is missing beside it: the weights are there")
     with _refusals(openvino):
-        model = openvino.Core().read_model(path)
+        model = _core().read_model(path)
     ports = tuple(tuple(_port(one) for one in side) for side in (model.inputs, model.outputs))
     return _session(openvino, model, (ports[0], ports[1]), threads, precision)
 
@@ -48,7 +49,17 @@ def save_openvino(content: bytes, path: Path) -> None:
     """
     openvino = _library()
     with _refusals(openvino):
-        openvino.save_model(openvino.Core().read_model(content), path, compress_to_fp16=False)
+        openvino.save_model(_core().read_model(content), path, compress_to_fp16=False)
+
+
+@cache
+def _core() -> Any:
+    """OpenVINO's one core in this process, never dropped.
+
+    Its CPU plugin gives the thread that loads it an alternate signal stack, and frees the stack with the last
+    core, in use or not: the next signal, a Ctrl-C too, would write into memory of someone else.
+    """
+    return _library().Core()
 
 
 def _session(
@@ -68,7 +79,7 @@ def _session(
     if precision == "f32":
         settings["INFERENCE_PRECISION_HINT"] = "f32"
     with _refusals(openvino):
-        compiled = openvino.Core().compile_model(model, "CPU", settings)
+        compiled = _core().compile_model(model, "CPU", settings)
         chosen = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         places = {name: at for at, port in enumerate(compiled.inputs) for name in port.names}
         results = [compiled.output(one.name) for one in outputs]

@@ -20,8 +20,8 @@ MAX_BYTES = 1 << 20
 def preset_names() -> tuple[str, ...]:
     """The recipes that ship with tersor, by name.
 
-    >>> preset_names()
-    ('cluster', 'cluster-tune', 'deep-compression', 'entropy', 'int8-transformer')
+    >>> preset_names()[:4]
+    ('cluster', 'cluster-int8', 'cluster-tune', 'deep-compression')
     """
     names = (entry.name for entry in files("tersor.recipe").joinpath("presets").iterdir())
     return tuple(sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml")))
