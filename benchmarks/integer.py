@@ -38,7 +38,7 @@ from tersor.measure.latency import Latency, compare_latency
 from tersor.measure.quality import compare, evaluate_model
 from tersor.model.restore import trained_model
 from tersor.result import Score
-from tersor.spec import Cluster, Code, Fold, Quantize, Recipe
+from tersor.spec import Cluster, Code, Fold, Quantize, Recipe, Train
 from tersor.task import Task
 from tersor.train.randomness import Randomness
 
@@ -50,19 +50,28 @@ BATCH_SIZES = (1, 32)
 ROUNDS = 40
 SEED = 0
 
-RECIPES: Mapping[str, Recipe] = {
-    "int8": Recipe(name="int8", steps=(Fold(), Quantize(batches=BATCHES), Code(speed="fast"))),
-    "int4": Recipe(name="int4", steps=(Fold(), Quantize(bits=4, batches=BATCHES), Code(speed="fast"))),
-    "codebook": Recipe(
-        name="codebook",
-        steps=(Fold(), Cluster(bits=4), Quantize(batches=BATCHES), Code(speed="fast")),
-    ),
+# What ``qat`` rows train, weights, scales and biases: rates and epochs as in :mod:`benchmarks.qat`, or fewer.
+TRAINING = {
+    "lenet5_caffe": Train(epochs=2, lr=5e-4, warmup=0.05),
+    "keras_net": Train(epochs=3, lr=5e-4, warmup=0.05),
+    "resnet20": Train(epochs=3, lr=5e-4, warmup=0.05),
 }
-OURS = tuple(RECIPES)
+OURS = ("int8", "int4", "int4 qat", "codebook", "codebook qat")
 PEERS = ("quantize_static", "nncf onnx", "nncf openvino")
 ENDINGS = {"nncf openvino": ".xml"}
 
 Row = dict[str, Any]
+
+
+def recipe_of(method: str, net: str) -> Recipe | None:
+    """The recipe of one of our methods for a net; None for the others."""
+    if method not in OURS:
+        return None
+    kind, _, tuned = method.partition(" ")
+    train = TRAINING[net] if tuned else None
+    quantize = Quantize(bits=4 if kind == "int4" else 8, batches=BATCHES, train=train)
+    middle = (Cluster(bits=4), quantize) if kind == "codebook" else (quantize,)
+    return Recipe(name=method.replace(" ", "-"), steps=(Fold(), *middle, Code(speed="fast")))
 
 
 def lenet5_caffe() -> Task:
@@ -144,7 +153,7 @@ def accuracy(net: Net, methods: tuple[str, ...]) -> list[Row]:
     """A row for each method: its file is made, opened in both runtimes and scored there."""
     rows = []
     for method in methods:
-        recipe = RECIPES.get(method)
+        recipe = recipe_of(method, net.name)
         identity = {"float": digest(net.path("float")), "recipe": repr(recipe), "images": len(net.images)}
         stored = net.path(method).with_suffix(".json")
         if not net.path(method).is_file():
@@ -193,7 +202,9 @@ def _make(net: Net, method: str) -> Row:
         return {"by": f"onnxruntime {onnxruntime.__version__}"}
     if method in PEERS:
         return {"by": f"nncf {run_nncf(source, out, net.images)}"}
-    result = tersor.compress(net.task, RECIPES[method], out=net.folder / "compressed" / method, seed=SEED)
+    recipe = recipe_of(method, net.name)
+    assert recipe is not None
+    result = tersor.compress(net.task, recipe, out=net.folder / "compressed" / method, seed=SEED)
     done = tersor.export_model(net.task, result.path, out)
     return {
         "by": "tersor",
