@@ -10,6 +10,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "tersor"
 ROWS = [
     ["errors"],
+    ["checks"],
     ["spec", "task", "result", "progress", "patterns", "points", "structure"],
     ["tensor", "coding"],
     ["model", "artifact"],
@@ -22,7 +23,7 @@ ROWS = [
 ROW = {name: row for row, names in enumerate(ROWS) for name in names}
 MODULES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
 NO_TORCH = ("coding", "recipe", "cli")  # not even inside a function, but for the commands of cli
-TORCH_FOR_TYPES = ("spec", "task", "result", "progress", "points", "structure", "errors", "report")
+TORCH_FOR_TYPES = ("spec", "task", "result", "progress", "points", "structure", "checks", "errors", "report")
 
 
 def name_of(path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tersor.errors import SpecError
-from tersor.spec import AMOUNTS, STEPS, Cluster, Code, Prune, Recipe, Rule, Train, one_amount, replace_fields
+from tersor.spec import AMOUNTS, STEPS, Cluster, Code, Prune, Recipe, Rule, Train, replace_fields
 
 
 @pytest.mark.parametrize(
@@ -42,15 +42,6 @@ def test_steps_that_are_none(steps):
     with pytest.raises(SpecError, match=r"has to be a tuple of steps, as in Recipe\(steps=\("):
         Recipe(steps=steps)
     assert Recipe(steps=(Code(),)).steps
-
-
-def test_exactly_one_amount():
-    for given in ({}, {"fraction": 0.5, "count": 1}):
-        with pytest.raises(
-            SpecError, match=f"this takes exactly one of.*given: {', '.join(given) or 'none'}"
-        ):
-            one_amount("this", dict.fromkeys(AMOUNTS) | given)
-    assert one_amount("this", dict.fromkeys(AMOUNTS) | {"count": 0}) == "count"
 
 
 def test_every_amount_is_a_field():

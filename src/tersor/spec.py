@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from math import inf
 from typing import Any, ClassVar, Literal, TypeVar
 
+from tersor.checks import check_block, check_kinds, one_amount, one_of, require
 from tersor.errors import SpecError, did_you_mean
 
 AMOUNTS = ("fraction", "count", "threshold", "percentile")
@@ -60,18 +60,18 @@ class Train:
     gradient_bits: int | None = None
 
     def __post_init__(self) -> None:
-        _check_kinds(self)
-        _require(self.epochs > 0, "epochs", self.epochs, "more than 0")
-        _require(self.lr > 0, "lr", self.lr, "more than 0")
-        _require(0 <= self.warmup < 1, "warmup", self.warmup, "a share of the steps in [0, 1)")
-        _require(self.momentum >= 0, "momentum", self.momentum, "0 or more")
-        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
-        _require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "more than 0")
-        _require(
+        check_kinds(self)
+        require(self.epochs > 0, "epochs", self.epochs, "more than 0")
+        require(self.lr > 0, "lr", self.lr, "more than 0")
+        require(0 <= self.warmup < 1, "warmup", self.warmup, "a share of the steps in [0, 1)")
+        require(self.momentum >= 0, "momentum", self.momentum, "0 or more")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "more than 0")
+        require(
             self.gradient_bits in (None, *range(2, 9)), "gradient_bits", self.gradient_bits, "from 2 to 8"
         )
-        _one_of(self, "optimizer", ("adamw", "sgd"))
-        _one_of(self, "schedule", ("cosine", "linear", "constant"))
+        one_of(self, "optimizer", ("adamw", "sgd"))
+        one_of(self, "schedule", ("cosine", "linear", "constant"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,19 +99,19 @@ class Prune:
     train: Train | None = None
 
     def __post_init__(self) -> None:
-        _check_kinds(self)
+        check_kinds(self)
         given = one_amount("prune", {name: getattr(self, name) for name in AMOUNTS})
         amount = getattr(self, given)
         bound = {"fraction": 1, "percentile": 100}.get(given)
-        _require(
+        require(
             amount >= 0 and (bound is None or amount < bound), given, amount,
             f"in [0, {bound})" if bound else "0 or more",
         )  # fmt: skip
-        _one_of(self, "scope", ("layer", "global"))
-        _one_of(self, "schedule", ("one-shot", "gradual"))
+        one_of(self, "scope", ("layer", "global"))
+        one_of(self, "schedule", ("one-shot", "gradual"))
         if self.schedule == "gradual" and (self.train is None or self.fraction is None):
             raise SpecError("gradual pruning takes a fraction and a train phase to spread it over")
-        _require(0 <= self.begin < self.end <= 1, "begin, end", (self.begin, self.end),
+        require(0 <= self.begin < self.end <= 1, "begin, end", (self.begin, self.end),
                  "0 <= begin < end <= 1")  # fmt: skip
 
 
@@ -153,23 +153,23 @@ class Cluster:
     train: Train | None = None
 
     def __post_init__(self) -> None:
-        _check_kinds(self)
+        check_kinds(self)
         if self.bits is not None and self.clusters is not None:
             raise SpecError(f"cluster takes bits or clusters, not both: {self.bits}, {self.clusters}")
         if self.bits is None and self.clusters is None and self.rate == 0:
             raise SpecError("cluster takes bits, clusters or rate; none is given")
         if self.bits is not None:
-            _require(1 <= self.bits <= 16, "bits", self.bits, "from 1 to 16")
+            require(1 <= self.bits <= 16, "bits", self.bits, "from 1 to 16")
         if self.clusters is not None:
-            _require(1 <= self.clusters <= 65536, "clusters", self.clusters, "from 1 to 65536")
-        _require(self.rate >= 0, "rate", self.rate, "0 or more")
-        _require(self.reassign >= 0, "reassign", self.reassign, "0 or more epochs")
-        _require(self.fisher_batches > 0, "fisher_batches", self.fisher_batches, "at least 1")
-        _one_of(self, "init", ("optimal", "exact", "linear", "random", "density", "kmeans++"))
-        _one_of(self, "granularity", ("tensor", "channel", "block"))
-        _one_of(self, "importance", ("none", "fisher"))
-        _one_of(self, "update", ("gradient", "mean"))
-        _check_block(self)
+            require(1 <= self.clusters <= 65536, "clusters", self.clusters, "from 1 to 65536")
+        require(self.rate >= 0, "rate", self.rate, "0 or more")
+        require(self.reassign >= 0, "reassign", self.reassign, "0 or more epochs")
+        require(self.fisher_batches > 0, "fisher_batches", self.fisher_batches, "at least 1")
+        one_of(self, "init", ("optimal", "exact", "linear", "random", "density", "kmeans++"))
+        one_of(self, "granularity", ("tensor", "channel", "block"))
+        one_of(self, "importance", ("none", "fisher"))
+        one_of(self, "update", ("gradient", "mean"))
+        check_block(self.granularity, self.block_size)
         if self.rate and self.init not in ("optimal", "exact"):
             raise SpecError(f"an entropy-constrained codebook starts from optimal, not {self.init!r}")
 
@@ -194,8 +194,8 @@ class Fold:
     reestimate: int = 0
 
     def __post_init__(self) -> None:
-        _check_kinds(self)
-        _require(self.reestimate >= 0, "reestimate", self.reestimate, "0 or more batches")
+        check_kinds(self)
+        require(self.reestimate >= 0, "reestimate", self.reestimate, "0 or more batches")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,9 +215,9 @@ class Smooth:
     batches: int = 8
 
     def __post_init__(self) -> None:
-        _check_kinds(self)
-        _require(0 <= self.alpha <= 1, "alpha", self.alpha, "in [0, 1]")
-        _require(self.batches > 0, "batches", self.batches, "at least 1")
+        check_kinds(self)
+        require(0 <= self.alpha <= 1, "alpha", self.alpha, "in [0, 1]")
+        require(self.batches > 0, "batches", self.batches, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,20 +263,20 @@ class Quantize:
     train: Train | None = None
 
     def __post_init__(self) -> None:
-        _check_kinds(self)
-        _require(self.bits in (*range(1, 9), 16), "bits", self.bits, "from 1 to 8, or 16")
-        _require(1 < self.activation_bits <= 8, "activation_bits", self.activation_bits, "from 2 to 8")
-        _require(50 < self.percentile <= 100, "percentile", self.percentile, "in (50, 100]")
-        _require(self.batches > 0, "batches", self.batches, "at least 1")
-        _one_of(self, "granularity", ("tensor", "channel", "block"))
-        _one_of(self, "scale", ("max", "percentile", "mse"))
-        _one_of(self, "rounding", ("nearest", "learned"))
-        _one_of(self, "activations", ("static", "dynamic", "none"))
-        _one_of(self, "calibrator", ("auto", "max", "moving-average", "percentile", "entropy", "mse"))
-        _check_block(self)
-        _require(self.activations != "dynamic" or self.activation_bits == 8, "activation_bits",
+        check_kinds(self)
+        require(self.bits in (*range(1, 9), 16), "bits", self.bits, "from 1 to 8, or 16")
+        require(1 < self.activation_bits <= 8, "activation_bits", self.activation_bits, "from 2 to 8")
+        require(50 < self.percentile <= 100, "percentile", self.percentile, "in (50, 100]")
+        require(self.batches > 0, "batches", self.batches, "at least 1")
+        one_of(self, "granularity", ("tensor", "channel", "block"))
+        one_of(self, "scale", ("max", "percentile", "mse"))
+        one_of(self, "rounding", ("nearest", "learned"))
+        one_of(self, "activations", ("static", "dynamic", "none"))
+        one_of(self, "calibrator", ("auto", "max", "moving-average", "percentile", "entropy", "mse"))
+        check_block(self.granularity, self.block_size)
+        require(self.activations != "dynamic" or self.activation_bits == 8, "activation_bits",
                  self.activation_bits, "8 with activations: dynamic, as runtimes have it")  # fmt: skip
-        _require(self.symmetric or self.bits > 1, "bits", self.bits, "more than 1 with symmetric: false, "
+        require(self.symmetric or self.bits > 1, "bits", self.bits, "more than 1 with symmetric: false, "
                  "for a code of 0 and one on each side")  # fmt: skip
 
 
@@ -289,7 +289,7 @@ class Code:
     speed: Speed = "small"
 
     def __post_init__(self) -> None:
-        _one_of(self, "speed", ("fast", "balanced", "small"))
+        one_of(self, "speed", ("fast", "balanced", "small"))
 
 
 Step = Prune | Cluster | Fold | Smooth | Quantize | Train | Code
@@ -342,55 +342,3 @@ def replace_fields(step: StepT, changes: Mapping[str, Any]) -> StepT:
         if any(name in changes for name in family):
             changes = {name: None for name in family if name in known} | changes
     return replace(step, **changes)
-
-
-def one_amount(what: str, amounts: Mapping[str, float | None]) -> str:
-    """The name of the one amount that is given; :class:`SpecError`, which says ``what`` takes it, otherwise.
-
-    >>> one_amount("prune", {"fraction": 0.5, "count": None})
-    'fraction'
-    """
-    given = [name for name, amount in amounts.items() if amount is not None]
-    if len(given) != 1:
-        raise SpecError(
-            f"{what} takes exactly one of {', '.join(amounts)}; given: {', '.join(given) or 'none'}"
-        )
-    return given[0]
-
-
-_KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
-    "int": ((int,), "a whole number"),
-    "float": ((int, float), "a finite number"),
-    "bool": ((bool,), "True or False"),
-}
-
-
-def _check_kinds(spec: Step) -> None:
-    """Numbers where fields are numbers: what Python lets pass here would fail in the middle of the work."""
-    for one in fields(spec):
-        kind, _, optional = str(one.type).partition(" | ")
-        value = getattr(spec, one.name)
-        if kind not in _KINDS or (optional and value is None):
-            continue
-        classes, wanted = _KINDS[kind]
-        fits = isinstance(value, classes) and (kind == "bool" or not isinstance(value, bool))
-        _require(fits and abs(value) < inf, one.name, repr(value), wanted)
-
-
-def _require(holds: bool, name: str, value: object, wanted: str) -> None:
-    if not holds:
-        raise SpecError(f"{name} is {value}: it has to be {wanted}")
-
-
-def _check_block(spec: Cluster | Quantize) -> None:
-    if (spec.granularity == "block") != (spec.block_size > 0):
-        raise SpecError(
-            f"granularity is {spec.granularity!r} with block_size {spec.block_size}: "
-            "a block, and only a block, has a size of at least 1"
-        )
-
-
-def _one_of(spec: object, name: str, known: tuple[str, ...]) -> None:
-    value = getattr(spec, name)
-    if value not in known:
-        raise SpecError(f"{name} is {value!r}.{did_you_mean(str(value), known)}")

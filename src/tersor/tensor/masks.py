@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tersor.checks import one_amount
 from tersor.errors import SpecError, TensorError
-from tersor.spec import one_amount
 from tersor.tensor.finite import count_non_finite
 
 Mask = NDArray[np.bool_]
