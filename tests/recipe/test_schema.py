@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given, settings
@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from tersor import spec
 from tersor.errors import SpecError
 from tersor.recipe import dump_recipe, load_recipe, parse_recipe, recipe_from_dict, recipe_to_dict
+from tersor.recipe.schema import WHOLE_STEP
 
 names = st.from_regex(r"[A-Za-z0-9_é-]{1,12}", fullmatch=True)
 finite = st.floats(0, 1e6, allow_nan=False)
@@ -163,6 +164,17 @@ def test_a_recipe_made_in_python_is_checked_as_well():
 WHOLE = [
     (spec.Prune(fraction=0.5), {"scope": "global", "schedule": "gradual", "begin": 0.1, "end": 0.5}),
     (spec.Cluster(bits=4), {"reassign": 1, "fisher_batches": 2, "update": "mean"}),
+    (spec.Smooth(), {"batches": 2}),
+    (
+        spec.Quantize(),
+        {
+            "batches": 2,
+            "activations": "none",
+            "calibrator": "max",
+            "correct_bias": True,
+            "learn_scales": False,
+        },
+    ),
 ]
 
 
@@ -175,6 +187,32 @@ def test_a_rule_cannot_change_what_is_one_for_the_whole_step(step, field, value)
     for load in (load_recipe, lambda recipe: recipe_from_dict(recipe_to_dict(recipe))):
         with pytest.raises(SpecError, match=path):
             load(spec.Recipe(steps=(wrong,)))
+
+
+def test_every_field_is_of_the_whole_step_or_one_for_each_tensor():
+    # A new field has to be sorted in: what a rule may say and no tensor reads would be ignored in silence.
+    own = {
+        spec.Smooth: {"alpha"},
+        spec.Quantize: {"bits", "symmetric", "signed", "narrow", "power_of_two", "granularity", "axis",
+                        "block_size", "scale", "percentile", "rounding", "activation_bits"},
+        spec.Prune: {"fraction", "count", "threshold", "percentile"},
+        spec.Cluster: {"bits", "clusters", "rate", "init", "granularity", "axis", "block_size", "keep_zero",
+                       "biases", "importance"},
+    }  # fmt: skip
+    for kind, names in own.items():
+        assert {field.name for field in fields(kind)} - set(WHOLE_STEP) == names
+
+
+def test_a_percentile_in_a_rule_is_of_the_weights():
+    def quantize(rule, **given):
+        return recipe_from_dict({"steps": [{"quantize": {**given, "rules": [{"match": "a", **rule}]}}]})
+
+    for whole, rule in (({}, {"scale": "percentile"}), ({"scale": "percentile"}, {})):
+        step = quantize({"percentile": 99.0} | rule, **whole).steps[0]
+        assert spec.replace_fields(step, step.rules[0].override).percentile == 99.0
+    for whole, rule in (({}, {}), ({"scale": "percentile"}, {"scale": "mse"})):
+        with pytest.raises(SpecError, match=r"rules\[0\].percentile = 99.0: .* whole step.* by '(max|mse)'"):
+            quantize({"percentile": 99.0} | rule, **whole)
 
 
 def test_a_huge_or_endless_value_is_shortened():

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from tersor.errors import SpecError, did_you_mean, in_context
 from tersor.patterns import matches
-from tersor.spec import STEPS, Recipe, Rule, Step, Train, replace_fields
+from tersor.spec import STEPS, Quantize, Recipe, Rule, Step, Train, replace_fields
 
 Data = dict[str, Any]
 
@@ -22,7 +22,7 @@ WHOLE_STEP = (
     "name", "targets", "rules", "train",
     "scope", "schedule", "begin", "end",
     "fisher_batches", "update", "reassign",
-    "batches", "activations", "calibrator", "correct_bias",
+    "batches", "activations", "calibrator", "correct_bias", "learn_scales",
 )  # fmt: skip
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
@@ -103,7 +103,10 @@ def _rule(data: object, step: Step, path: str) -> Rule:
                      "(the step's own value, to undo an earlier rule)")  # fmt: skip
     _check_pattern(own["match"], f"{path}.match")
     with in_context(path):
-        replace_fields(step, override)
+        resolved = replace_fields(step, override)
+    if isinstance(resolved, Quantize) and "percentile" in override and resolved.scale != "percentile":
+        raise _wrong(f"{path}.percentile", body["percentile"], "activations have one for the whole step, and "
+                     f"the weights that match take their scale by {resolved.scale!r}")  # fmt: skip
     return Rule(**own, override=override)
 
 
