@@ -235,6 +235,11 @@ class Quantize:
     correct_bias -- let biases make up for the mean error of each channel (Nagel et al. 2019, section 4.2).
     train -- quantization-aware training; scales learn with it where ``learn_scales`` says so (Esser et al.
         2020, LSQ), else they stay as calibrated, and so do powers of two.
+    freeze_observers -- without ``learn_scales``: the share of the training's steps after which the ranges of
+        static activations freeze; until then they follow the batches (Jacob et al. 2018, section 3.1).
+    freeze_norms -- the share of the training's steps after which batch norms take their running statistics;
+        until then those of the batch. They sit on the results of the layers that earlier steps folded a norm
+        into, start as the identity, and end in the scales of the weights (ibid., section 3.2).
 
     A weight that shares values already keeps them: its codebook moves to an int8 grid.
     """
@@ -260,6 +265,8 @@ class Quantize:
     batches: int = 32
     correct_bias: bool = False
     learn_scales: bool = True
+    freeze_observers: float = 0.0
+    freeze_norms: float = 0.0
     train: Train | None = None
 
     def __post_init__(self) -> None:
@@ -278,6 +285,22 @@ class Quantize:
                  self.activation_bits, "8 with activations: dynamic, as runtimes have it")  # fmt: skip
         require(self.symmetric or self.bits > 1, "bits", self.bits, "more than 1 with symmetric: false, "
                  "for a code of 0 and one on each side")  # fmt: skip
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        """What freezes at a share of the training's steps."""
+        for name in ("freeze_observers", "freeze_norms"):
+            share = getattr(self, name)
+            require(0 <= share <= 1, name, share, "a share of the training's steps, from 0 to 1")
+            if share and self.train is None:
+                raise SpecError(f"{name} is {share} without train: it is a share of the training's steps")
+        share = self.freeze_observers
+        if share and self.activations != "static":
+            raise SpecError(f"freeze_observers is {share} with activations: {self.activations}: only static "
+                            "ones have ranges that could follow the batches")  # fmt: skip
+        if share and self.learn_scales:
+            raise SpecError(f"freeze_observers is {share} with learn_scales: scales follow the batches or "
+                            "learn, not both; set learn_scales: false, or leave this out")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,6 +340,11 @@ class Recipe:
             raise SpecError(f"two steps are named {twice[0]!r}: give each a name of its own")
         if not self.steps:
             raise SpecError(f"recipe {self.name!r} has no steps")
+        for index, step in enumerate(self.steps):
+            normed = isinstance(step, Quantize) and step.freeze_norms > 0
+            if normed and not any(isinstance(one, Fold) for one in self.steps[:index]):
+                raise SpecError(f"step {step.name!r} has freeze_norms and no fold step before it: the norms "
+                                "are those that were folded")  # fmt: skip
 
     def with_fields(self, step: str, **changes: Any) -> Recipe:
         """A copy with fields of one step changed.

@@ -108,11 +108,7 @@ def _means(
 ) -> dict[fx.Node, Tensor]:
     """The mean of each channel that a layer makes, before a point on it rounds it."""
     means = {node: _Mean(_channel_axis(node)) for node in nodes}
-    taps = run.tapped
-    for node, mean in means.items():
-        point = taps.get(node.name)
-        taps[node.name] = mean if point is None else nn.Sequential(mean, point)
-    watched = GraphModel(run.model, run.traced, taps)
+    watched = run.with_taps_before({node.name: mean for node, mean in means.items()})
     with evaluating(watched), torch.no_grad():
         for batch in batches:
             with code_of_the_task(f"task {task.name!r}: forward"):

@@ -1,7 +1,8 @@
-"""The running statistics of batch norms, taken anew from data."""
+"""Means and variances of channels: the running statistics of batch norms taken anew, those of any values."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import deepcopy
 from typing import cast
 
@@ -9,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tersor.calibrate.activations import calibration_batches
+from tersor.calibrate.activations import calibration_batches, run_calibration
 from tersor.errors import TensorError, code_of_the_task
-from tersor.measure.quality import to_device
+from tersor.measure.quality import evaluating, to_device
 from tersor.model.modes import modes_restored
+from tersor.model.program import GraphModel
+from tersor.progress import Progress, silent
 from tersor.task import Task
 
 
@@ -56,6 +59,49 @@ def reestimate_norms_(model: nn.Module, task: Task, batches: int, device: str = 
                 for name, buffer in before[path].items():
                     norm.get_buffer(name).copy_(buffer)
     return tuple(done)
+
+
+def channel_moments(
+    run: GraphModel,
+    values: Iterable[str],
+    task: Task,
+    batches: int,
+    *,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """(mean, variance) of each channel, the second axis, of values of a model; float64 (channels,).
+
+    What is quantized in ``run`` is so meanwhile, but not yet the values themselves. Raises
+    :class:`TensorError` where one is NaN or Inf, and :class:`TaskError` where there is no data.
+    """
+    moments = {value: _Moments() for value in values}
+    watched = run.with_taps_before(moments)
+    with evaluating(watched), torch.no_grad():
+        run_calibration(watched, task, batches, device=device, progress=progress)
+    found = {value: one.moments() for value, one in moments.items()}
+    for value, both in found.items():
+        if not all(bool(torch.isfinite(one).all()) for one in both):
+            raise TensorError(f"{value} is NaN or Inf in the data that its statistics are taken from")
+    return found
+
+
+class _Moments(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+        self.sums: list[Tensor | float] = [0.0, 0.0]
+
+    def forward(self, value: Tensor) -> Tensor:
+        channels = value.detach().movedim(1, 0).flatten(1).double()
+        self.count += channels.shape[1]
+        for at, one in enumerate((channels, channels.square())):
+            self.sums[at] = self.sums[at] + one.sum(1)
+        return value
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        mean, square = (torch.as_tensor(one) / self.count for one in self.sums)
+        return mean, (square - mean.square()).clamp(min=0)
 
 
 def _counted(norm: _BatchNorm) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from tersor.model.grid import GridWeight
 from tersor.model.parametrization import MaskedWeight
 from tersor.model.storage import Storage, state
 from tersor.model.trace import Traced, module_path
@@ -25,7 +26,7 @@ _SIZES = (int, torch.SymInt)
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A layer that is called once and whose weight is its own: bare, or dense under a mask.
+    """A layer that is called once and whose weight is its own: bare, dense under a mask, or on a grid.
 
     node -- its call in the graph; bias -- None if it has none.
     """
@@ -43,7 +44,7 @@ class Layer:
         return module.out_features if isinstance(module, nn.Linear) else module.out_channels
 
     def read_weight(self) -> Tensor:
-        """What trains, in float64: the latent under a mask."""
+        """What trains, in float64: the latent under a mask or behind a grid."""
         return _trained(self.weight).to(torch.float64, copy=True)
 
     def write_weight_(self, values: Tensor) -> None:
@@ -98,8 +99,8 @@ class Layers:
         """Whether a node is the call of a convolution or a linear layer, of whatever weight."""
         return node.name in self.operations and self.operations[node.name].kind in LAYERS
 
-    def find(self, node: fx.Node) -> Layer | str:
-        """The layer that ``node`` calls, or why its weight cannot be rescaled."""
+    def find(self, node: fx.Node, *, grids: bool = False) -> Layer | str:
+        """The layer that ``node`` calls, or why its weight cannot be rescaled: one on a grid if not asked."""
         if not self.is_layer(node):
             kind = self.operations[node.name].kind if node.name in self.operations else "an input"
             return f"{kind} is before it, no convolution and no linear layer"
@@ -115,7 +116,8 @@ class Layers:
         if 0 in weight.shape:
             return f"{weight.name} is empty"
         held = weight.parametrization
-        if held is not None and not isinstance(held[0], MaskedWeight):
+        allowed = (MaskedWeight, GridWeight) if grids else (MaskedWeight,)
+        if held is not None and not isinstance(held[0], allowed):
             return f"{weight.name} is clustered or quantized already"
         if not isinstance(module, nn.Linear) and node.meta["val"].ndim != len(weight.shape):
             return f"{site.path} is called without a batch"

@@ -78,6 +78,15 @@ class GraphModel(nn.Module):
         """The taps by the value that they are on."""
         return dict(zip(self._tapped, self.taps, strict=True))
 
+    def with_taps_before(self, taps: Mapping[str, nn.Module]) -> GraphModel:
+        """The same with more taps: on a value that has one already, the new one comes before it."""
+        joined: dict[str, nn.Module] = {
+            value: nn.Sequential(taps[value], tap) if value in taps else tap
+            for value, tap in self.tapped.items()
+        }
+        taps = joined | {value: tap for value, tap in taps.items() if value not in joined}
+        return GraphModel(self.model, self.traced, taps, frozen_norms=self.frozen_norms)
+
     def _flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         wanted = self.traced.program.call_spec.in_spec
         if kwargs:

@@ -24,6 +24,7 @@ from tersor.model.grid import grid_of
 from tersor.model.program import GraphModel
 from tersor.model.select import Selected, Storage, select, storages
 from tersor.model.simulate import points_of, simulated
+from tersor.pipeline.aware import fold_norms_, quantization_aware
 from tersor.pipeline.quantize import (
     Planned,
     calibrated_points,
@@ -73,7 +74,9 @@ def without_training(step: Step) -> Step:
         )
         return replace(step, train=None, importance="none", rules=rules)
     if isinstance(step, Quantize):
-        return replace(step, train=None, rounding="nearest", batches=1)
+        return replace(
+            step, train=None, rounding="nearest", batches=1, freeze_observers=0.0, freeze_norms=0.0
+        )
     return step
 
 
@@ -216,19 +219,22 @@ def _quantize(work: Work, step: Quantize, context: Context) -> list[Touched]:
     learner = LayerRounding(reference, planned.traced, context.task, step.batches, context.device)
     quantize_weights_(work, planned, step, learner, context.progress)
     work.points = merged_points(work, planned, points)
-    corrected: list[Touched] = []
+    rows: list[Touched] = []
     if step.correct_bias:
-        corrected = _correct_biases(work, planned, step, context, reference)
+        rows += _correct_biases(work, planned, step, context, reference)
     if step.train is not None:
-        run = None
-        if work.points:
-            run = simulated(work.model, planned.traced, work.points, learn=step.learn_scales)
-        _train(work, step.train, _inside(step, context), run=run)
+        inner = _inside(step, context)
+        aware = quantization_aware(
+            work, planned, step, context.task,
+            seed=context.seed, device=context.device, progress=inside(inner.progress, "norms"),
+        )  # fmt: skip
+        _train(work, step.train, inner, aware.controls, run=aware.run)
+        rows += fold_norms_(work, aware)
     now = {storage.name: storage for storage in storages(work.model)}
     final = {
         one.storage.name: _describe(now[one.storage.name]) for one in planned.weights if one.step is not None
     }
-    return [*report(planned, points, final), *corrected]
+    return [*report(planned, points, final), *rows]
 
 
 def _correct_biases(

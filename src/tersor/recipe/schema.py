@@ -23,6 +23,7 @@ WHOLE_STEP = (
     "scope", "schedule", "begin", "end",
     "fisher_batches", "update", "reassign",
     "batches", "activations", "calibrator", "correct_bias", "learn_scales",
+    "freeze_observers", "freeze_norms",
 )  # fmt: skip
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)

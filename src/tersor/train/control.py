@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -34,6 +34,30 @@ class Control:
 
     def between_epochs(self, done: int) -> None:
         """After ``done`` epochs, unless training ends there."""
+
+
+class Freezable(Protocol):
+    """What takes statistics from each batch in training, until it is frozen."""
+
+    frozen: bool
+
+
+class Freezing(Control):
+    """Freeze modules from a share of the steps on: until then they follow the batches.
+
+    Krishnamoorthi 2018, section 4.1.
+    """
+
+    def __init__(self, modules: Iterable[Freezable], share: float) -> None:
+        if not 0 <= share <= 1:
+            raise SpecError(f"share is {share}: modules freeze at a share of the steps, from 0 to 1")
+        self.modules = list(modules)
+        self.share = share
+
+    def on_step_begin(self, step: int, total: int) -> None:
+        """Freeze them, or not yet: a phase that goes on from a checkpoint comes to the same."""
+        for one in self.modules:
+            one.frozen = step >= round(self.share * total)
 
 
 class GradualPruning(Control):

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tersor.model.simulate import FakePoint
+from tersor.model.output_norm import OutputNorm
+from tersor.model.simulate import FakePoint, FollowingPoint
 from tersor.tensor.fake import quantize_gradient
 
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, OutputNorm)
 
 
 @contextmanager
@@ -30,7 +31,8 @@ def quantized_gradients(model: nn.Module, bits: int | None) -> Iterator[None]:
                 return quantize_gradient(output, bits)
             return output
 
-        layers = [one for one in model.modules() if isinstance(one, FakePoint) or _is_layer(one)]
+        points = (FakePoint, FollowingPoint)
+        layers = [one for one in model.modules() if isinstance(one, points) or _is_layer(one)]
         handles = [one.register_forward_hook(hook) for one in layers]
     try:
         yield
