@@ -4,7 +4,19 @@ import numpy as np
 import pytest
 
 from tersor.errors import SpecError
-from tersor.spec import AMOUNTS, STEPS, Cluster, Code, Prune, Recipe, Rule, Train, replace_fields
+from tersor.spec import (
+    AMOUNTS,
+    STEPS,
+    Cluster,
+    Code,
+    Fold,
+    Prune,
+    Quantize,
+    Recipe,
+    Rule,
+    Train,
+    replace_fields,
+)
 
 
 @pytest.mark.parametrize(
@@ -46,3 +58,29 @@ def test_steps_that_are_none(steps):
 
 def test_every_amount_is_a_field():
     assert set(AMOUNTS) <= {one.name for one in fields(Prune)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"freeze_observers": 1.5, "learn_scales": False}, "freeze_observers is 1.5: it has to be a share"),
+        ({"freeze_norms": -0.1}, "freeze_norms is -0.1: it has to be a share"),
+        ({"freeze_norms": "half"}, "freeze_norms is 'half': it has to be a finite number"),
+        ({"freeze_observers": 0.5, "learn_scales": False, "train": None}, "freeze_observers is 0.5 without"),
+        ({"freeze_norms": 0.5, "train": None}, "freeze_norms is 0.5 without train"),
+        ({"freeze_observers": 0.5}, "freeze_observers is 0.5 with learn_scales"),
+        ({"freeze_observers": 0.5, "learn_scales": False, "activations": "dynamic"}, "activations: dynamic"),
+        ({"freeze_observers": 0.5, "learn_scales": False, "activations": "none"}, "activations: none"),
+    ],
+)  # fmt: skip
+def test_a_schedule_that_means_nothing_is_refused(changes, message):
+    with pytest.raises(SpecError, match=message):
+        Quantize(**{"train": Train()} | changes)
+    Quantize(train=Train(), learn_scales=False, freeze_observers=1, freeze_norms=1.0)
+
+
+def test_norms_come_back_only_where_they_were_folded():
+    step = Quantize(train=Train(), freeze_norms=0.5)
+    with pytest.raises(SpecError, match="step 'quantize' has freeze_norms and no fold step before it"):
+        Recipe(steps=(step, Fold()))
+    assert Recipe(steps=(Fold(), step)).steps

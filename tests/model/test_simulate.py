@@ -1,5 +1,7 @@
 """A model with its activations quantized: what ONNX defines, trainable, and no other than its points say."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -11,9 +13,10 @@ from onnx import TensorProto, helper
 from tests import nets
 from torch import nn
 
-from tersor.errors import VerificationError
+from tersor.errors import SpecError, VerificationError
 from tersor.model.inputs import model_inputs
-from tersor.model.simulate import FakePoint, points_of, simulated, values_of
+from tersor.model.program import GraphModel
+from tersor.model.simulate import AVERAGING, FakePoint, FollowingPoint, points_of, simulated, values_of
 from tersor.model.trace import trace
 from tersor.points import QuantPoint
 
@@ -95,6 +98,56 @@ def test_a_dynamic_point_has_nothing_to_learn():
     assert not list(tap.parameters()) and tap.point().dynamic
 
 
+@settings(deadline=None)
+@given(st.floats(1e-3, 10), st.integers(0, 255), st.booleans(), st.integers(2, 8))
+def test_a_range_that_follows_starts_as_it_was_calibrated(scale, zero, signed, bits):
+    point = QuantPoint("", "input", 0, bits=bits, signed=signed, scale=float(np.float32(scale)))
+    point = replace(point, zero_point=point.low + zero % (1 << bits))
+    tap, x = FollowingPoint(point), torch.linspace(-300, 300, 1001)
+    assert tap.point() == point
+    for _ in range(2):  # nothing moves in evaluation
+        assert torch.equal(tap.eval()(x), FakePoint(point)(x))
+    assert tap.point() == point
+
+
+def test_a_range_follows_batches_in_training_until_it_is_frozen():
+    tap = FollowingPoint(POINT).train()
+    low, high = (POINT.scale * (code - POINT.zero_point) for code in (0, 255))
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        x = torch.rand(50, generator=draw) * 20 - 4
+        made = tap(x)
+        low, high = low + AVERAGING * (x.min() - low), high + AVERAGING * (x.max() - high)
+        point = tap.point()
+        assert point.scale == pytest.approx(float(high - low) / 255, rel=1e-4)
+        assert abs((0 - point.zero_point) * point.scale - float(low)) < 0.51 * point.scale
+        assert torch.equal(made, FakePoint(point)(x))  # what is left at the end is what has run
+    assert point.scale == pytest.approx(20 / 255, rel=0.1) and point.zero_point != POINT.zero_point
+    assert points_of_one(tap) == point
+    tap.frozen = True
+    tap(x * 100)
+    assert tap.point() == point
+
+
+def test_a_range_that_follows_passes_gradients_and_holds_zero():
+    tap = FollowingPoint(POINT).train()
+    tap.ends.copy_(torch.tensor([2.0, 4.0]))  # as after batches of positive values
+    x = torch.tensor([3.0, 3.5, 0.0], requires_grad=True)
+    tap(x).sum().backward()
+    assert x.grad.tolist() == [1, 1, 1]
+    assert tap.point().zero_point == 0 and tap(torch.zeros(1)) == 0
+    assert tap(torch.zeros(0)).numel() == 0
+    with pytest.raises(SpecError, match="dynamic"):
+        FollowingPoint(QuantPoint("", "input", 0))
+
+
+def points_of_one(tap):
+    """The point of a tap as a file would have it: through the state that a checkpoint holds."""
+    other = FollowingPoint(tap.template)
+    other.load_state_dict(tap.state_dict())
+    return other.point()
+
+
 @pytest.fixture(scope="module")
 def small():
     task = nets.small_task()
@@ -124,6 +177,36 @@ def test_every_value_can_have_a_point_and_gives_it_back(small):
     _, model, traced = small
     points = {QuantPoint(*key, scale=0.1) for key in values_of(traced)}
     assert set(points_of(simulated(model, traced, points))) == points
+
+
+def test_points_behind_other_taps_are_given_back_in_order(small):
+    _, model, traced = small
+    values = values_of(traced)
+    points = tuple(QuantPoint(*key, scale=0.125) for key in values)
+    for follow in (False, True):
+        run = simulated(model, traced, points, follow=follow)
+        more = run.with_taps_before({value: nn.Tanh() for value in reversed(values.values())})
+        assert points_of(more) == points
+
+
+def test_a_tap_before_another_is_the_first_to_see_the_value(small):
+    task, model, traced = small
+
+    class Add(nn.Module):
+        def forward(self, x):
+            return x + 1
+
+    class Double(nn.Module):
+        def forward(self, x):
+            return 2 * x
+
+    value = traced.operations[-1].output
+    run = GraphModel(model, traced, {value: Double()}).with_taps_before({value: Add()}).eval()
+    x = task.test[0][0]
+    torch.testing.assert_close(run(x), 2 * (model(x) + 1))
+    alone = GraphModel(model, traced, frozen_norms=True).with_taps_before({value: Add()})
+    torch.testing.assert_close(alone.eval()(x), model(x) + 1)
+    assert alone.frozen_norms
 
 
 def test_a_point_that_the_model_lacks_is_named_with_a_hint(small):
