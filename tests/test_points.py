@@ -3,7 +3,7 @@
 import pytest
 
 from tersor.errors import VerificationError
-from tersor.points import Operation, QuantPoint, label, place, placement_of
+from tersor.points import Operation, QuantPoint, label, place, placement_of, seen_by
 
 
 def conv(name, x, y, weight=None):
@@ -165,6 +165,22 @@ def test_dynamic_points_are_not_followed():
     assert (dict(again.points), again.follows) == (dict(placed.points), {})
     only = placement_of(operations, ["x"], ["a.weight", "b.weight"], points([("", "input", 0)], 0.0))
     assert only.follows == {} and integer(only) == {"y"}
+
+
+def test_between_dynamic_points_only_linear_layers_are_integer():
+    operations = [
+        Operation("linear", "a", 0, ("x",), "y", ("a.weight",)),
+        Operation("add", "", 0, ("x", "y"), "z"),
+        Operation("linear", "b", 0, ("z",), "w", ("b.weight",)),
+        Operation("linear", "", 0, ("z",), "v"),
+    ]
+    names = ["a.weight", "b.weight"]
+    assert list(place(operations, ["x"], names, dynamic=True).points) == ["x", "z"]
+    everywhere = [("", "input", 0), ("a", "linear", 0), ("", "add", 0)]
+    placed = placement_of(operations, ["x"], names, points(everywhere, 0.0))
+    assert integer(placed) == {"y", "w"}
+    assert integer(placement_of(operations, ["x"], names, points(everywhere))) == {"y", "z", "w"}
+    assert seen_by(operations, "z") == ("w",) and seen_by(operations, "x") == ("y",)
 
 
 def test_a_point_that_the_graph_lacks_is_named():

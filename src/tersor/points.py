@@ -3,7 +3,8 @@
 The graph here is neutral: operations that read and make named values. :mod:`tersor.model.trace` draws it
 from a PyTorch model, :mod:`tersor.export.graph` from an ONNX file; :func:`place` decides on either.
 
-A value has at most one point, and all that read it see it quantized. What runtimes compute in integers is
+A value has at most one point, and all that read it see it quantized (of one whose scale is taken from each
+batch only linear layers do). What runtimes compute in integers is
 between two points: a layer with its activation function, a residual addition, a pooling.
 """
 
@@ -34,7 +35,8 @@ class QuantPoint:
 
     path, operation, index -- the module that makes the value ("" is the model), what it does there, and which
         call of that it is. An input of the model is (``""``, ``"input"``, its number).
-    scale -- a float32 above 0; 0.0 means dynamic: the runtime takes it from each batch.
+    scale -- a float32 above 0; 0.0 means dynamic: the runtime takes it from each batch, and only linear
+        layers see the value quantized (:func:`seen_by`).
     """
 
     path: str
@@ -175,7 +177,8 @@ def placement_of(
         raise VerificationError(f"the model has no value for the point {spell(min(unknown))}.{hint}")
     placed = {value: key for value, key in named.items() if key in given}
     follows = graph.follows({value: key for value, key in placed.items() if not given[key].dynamic})
-    integer = graph.between({*placed, *follows})
+    dynamic = {value for value, key in placed.items() if given[key].dynamic}
+    integer = graph.between({*placed, *follows}, dynamic)
     follows = {value: root for value, root in follows.items() if value not in placed}
     return Placement(placed, follows, tuple(graph.decisions(integer)))
 
@@ -184,6 +187,23 @@ def keys_of(operations: Iterable[Operation], inputs: Iterable[str]) -> dict[str,
     """The key of each value, in the order of the graph."""
     found: dict[str, Key] = {name: ("", INPUT, at) for at, name in enumerate(inputs)}
     return found | {one.output: one.key for one in operations}
+
+
+def seen_by(operations: Iterable[Operation], value: str) -> tuple[str, ...]:
+    """The outputs of the operations that see a value quantized where its point is dynamic.
+
+    Those are linear layers with a stored weight: what else reads it would lose by the rounding, and gains
+    nothing, since runtimes quantize batch by batch for a product only.
+
+    >>> linear = Operation("linear", "fc", 0, ("x",), "y", ("fc.weight",))
+    >>> seen_by([linear, Operation("add", "", 0, ("x", "y"), "z")], "x")
+    ('y',)
+    """
+    return tuple(one.output for one in operations if value in one.inputs and _takes_batches(one))
+
+
+def _takes_batches(one: Operation) -> bool:
+    return one.kind == "linear" and bool(one.weights)
 
 
 def label(key: Key) -> str:
@@ -268,11 +288,13 @@ class _Graph:
                     integer.add(one.output)
         return integer
 
-    def between(self, points: Collection[str]) -> set[str]:
+    def between(self, points: Collection[str], dynamic: Collection[str]) -> set[str]:
         """The outputs of the operations that run in integers where these values are quantized."""
         integer = set()
         for one in self.operations:
             fed = all(value in points for value in one.inputs)
+            if not _takes_batches(one):
+                fed = fed and not any(value in dynamic for value in one.inputs)
             layer = one.kind in WEIGHTED and not self.obstacle(one)
             made = one.kind in ELEMENTWISE and self.complete(one) and self.end(one) in points
             if fed and (layer or made):

@@ -14,7 +14,7 @@ from tests import nets
 from torch import nn
 
 from tersor.errors import SpecError, VerificationError
-from tersor.model.inputs import model_inputs
+from tersor.model.inputs import Inputs, model_inputs
 from tersor.model.program import GraphModel
 from tersor.model.simulate import AVERAGING, FakePoint, FollowingPoint, points_of, simulated, values_of
 from tersor.model.trace import trace
@@ -165,6 +165,28 @@ def test_a_point_is_seen_by_all_that_read_its_value(small):
         quantized = torch.relu(codes * np.float32(0.1)).flatten(1)
         wanted = model.head(torch.relu(model.hidden(quantized)))
         torch.testing.assert_close(run(x), wanted, atol=1e-5, rtol=0)
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(5, 4)
+        self.second = nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.first(x)
+        return x + self.second(x)
+
+
+def test_a_dynamic_point_is_seen_by_linear_layers_alone():
+    torch.manual_seed(0)
+    model, x = Residual().eval(), torch.randn(6, 5)
+    traced = trace(model, Inputs((x,), {}, ((0,),)))
+    points = [QuantPoint("", "input", 0), QuantPoint("first", "linear", 0)]
+    with torch.no_grad():
+        rounded = [FakePoint(point) for point in points]
+        y = model.first(rounded[0](x))
+        assert torch.equal(simulated(model, traced, points).eval()(x), y + model.second(rounded[1](y)))
 
 
 def test_no_points_change_nothing(small):

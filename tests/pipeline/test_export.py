@@ -487,3 +487,13 @@ def test_storages_of_a_model_in_work_stay_whole():
     after = storages(work.model)
     assert all(torch.equal(one, other.dense()) for one, other in zip(before, after, strict=True))
     assert sum(one.parametrization is not None for one in after) == 3
+
+
+def test_what_is_quantized_batch_by_batch_feeds_products_alone():
+    task = nets.words_task()
+    found, made = agreement(task, in_memory(task, Quantize(activations="dynamic")))
+    assert found.largest <= 1
+    nodes = onnx.load_from_string(made.content).graph.node
+    codes = {name for node in nodes if node.op_type == "DynamicQuantizeLinear" for name in node.output}
+    readers = [node.op_type for node in nodes if codes & set(node.input)]
+    assert codes and set(readers) == {"MatMulInteger", "Mul"}

@@ -60,7 +60,8 @@ def observing(
     """
     keys = keys_of(traced.operations, traced.inputs)
     observers = {value: Observer(keys[value]) for value in values}
-    run = GraphModel(model, traced, simulated(model, traced, points).tapped | observers)
+    before = simulated(model, traced, points)
+    run = GraphModel(model, traced, before.tapped | observers, readers=before.readers)
     with evaluating(run), torch.no_grad():
         yield run, {value: observer.seen for value, observer in observers.items()}
 

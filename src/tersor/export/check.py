@@ -170,7 +170,7 @@ def _compare_points(
 ) -> dict[str, float]:
     """The largest difference at each point, and of each output, in steps; in the order of the graph."""
     forced = {value: _Forced(tap) for value, tap in reference.tapped.items() if isinstance(tap, FakePoint)}
-    run = GraphModel(reference.model, reference.traced, forced)
+    run = GraphModel(reference.model, reference.traced, forced, readers=reference.readers)
     outputs: list[_Output] = []
     with evaluating(run), torch.no_grad():
         for batch in batches:

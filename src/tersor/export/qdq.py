@@ -47,6 +47,9 @@ def write_points_(
     values: dict[str, ir.Value] = {}
     placed = points(model)
     for node, kind, name in placed:
+        if kind == "value" and activations[name].dynamic:
+            _spare(graph, node)
+    for node, kind, name in placed:
         if kind == "value":
             source, target = only(node.inputs), node.outputs[0]
             values[name] = source if activations[name].dynamic else target
@@ -74,6 +77,24 @@ class _Made:
 
     pairs: dict[tuple[ir.Value, QuantPoint], ir.Value]
     names: set[str]
+
+
+def _spare(graph: ir.Graph, node: ir.Node) -> None:
+    """Let only products with a stored matrix read a point: what is quantized batch by batch is for these."""
+    source, target = only(node.inputs), node.outputs[0]
+    for use in list(target.uses()):
+        if use.idx or use.node.op_type != "MatMul" or not _stored(use.node.inputs[1]):
+            use.node.replace_input_with(use.idx, source)
+    for at, output in enumerate(graph.outputs):
+        if output is target:
+            graph.outputs[at] = source
+
+
+def _stored(value: ir.Value | None) -> bool:
+    producer = None if value is None else value.producer()
+    if producer is not None and producer.op_type == "Transpose":
+        value = producer.inputs[0]
+    return point_name(value).startswith("weight:")
 
 
 def _quantize_value(graph: ir.Graph, node: ir.Node, point: QuantPoint, made: _Made) -> ir.Value:

@@ -6,7 +6,8 @@ once a call. So what trains, what is counted and what is saved is the model itse
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,7 +36,8 @@ _NORMS = (_ATEN.batch_norm.default, _ATEN.instance_norm.default)
 class GraphModel(nn.Module):
     """``model`` run through ``traced``, with a module of ``taps`` on each value that it names.
 
-    A tap takes the value and gives what all its readers see instead. In training mode dropout and batch
+    A tap takes the value and gives what its readers see instead: all, or where ``readers`` names some by
+    their outputs, these alone. In training mode dropout and batch
     norms train as they would in the model (not so dropout inside of attention, and norms that average over
     all batches); ``frozen_norms`` keeps the norms at their running statistics. Raises :class:`TaskError` for
     a graph that does not take all batches.
@@ -47,6 +49,7 @@ class GraphModel(nn.Module):
         traced: Traced,
         taps: Mapping[str, nn.Module] | None = None,
         *,
+        readers: Mapping[str, Collection[str]] | None = None,
         frozen_norms: bool = False,
     ) -> None:
         super().__init__()
@@ -55,6 +58,7 @@ class GraphModel(nn.Module):
         self.traced = traced
         self.taps = nn.ModuleList((taps or {}).values())
         self.frozen_norms = frozen_norms
+        self.readers = dict(readers or {})
         self._tapped = tuple(taps or {})
         self._programs: dict[bool, fx.GraphModule] = {}
 
@@ -85,7 +89,7 @@ class GraphModel(nn.Module):
             for value, tap in self.tapped.items()
         }
         taps = joined | {value: tap for value, tap in taps.items() if value not in joined}
-        return GraphModel(self.model, self.traced, taps, frozen_norms=self.frozen_norms)
+        return GraphModel(self.model, self.traced, taps, readers=self.readers, frozen_norms=self.frozen_norms)
 
     def _flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         wanted = self.traced.program.call_spec.in_spec
@@ -114,25 +118,30 @@ class GraphModel(nn.Module):
 
     def _build(self, training: bool) -> fx.GraphModule:
         graph = fx.Graph()
-        copies: dict[fx.Node, fx.Node] = {}
+        plain: dict[fx.Node, fx.Node] = {}
+        tapped: dict[fx.Node, fx.Node] = {}
         taps = {value: f"taps.{at}" for at, value in enumerate(self._tapped)}
-        waiting: list[fx.Node] = []
-        for node in self.traced.graph.nodes:
-            if node.op != "placeholder" and waiting:
-                for one in waiting:
-                    copies[one] = graph.call_module(taps[one.name], (copies[one],))
-                waiting.clear()
-            if node.op == "output":
-                graph.output(tuple(copies[one] if isinstance(one, fx.Node) else one for one in node.args[0]))
-                continue
-            copy = graph.node_copy(node, copies.__getitem__)
-            self._adapt(node, copy, training)
-            copies[node] = copy
+
+        def read(reader: fx.Node, value: fx.Node) -> fx.Node:
+            only = self.readers.get(value.name, (reader.name,))
+            return tapped[value] if value in tapped and reader.name in only else plain[value]
+
+        nodes = list(self.traced.graph.nodes)
+        inputs = [node for node in nodes if node.op == "placeholder"]
+        for node in inputs:
+            plain[node] = graph.node_copy(node)
+        for node in inputs:
             if node.name in taps:
-                if node.op == "placeholder":
-                    waiting.append(node)
-                else:
-                    copies[node] = graph.call_module(taps[node.name], (copy,))
+                tapped[node] = graph.call_module(taps[node.name], (plain[node],))
+        for node in nodes[len(inputs) :]:
+            if node.op == "output":
+                outputs = node.args[0]
+                graph.output(tuple(read(node, one) if isinstance(one, fx.Node) else one for one in outputs))
+                continue
+            plain[node] = graph.node_copy(node, partial(read, node))
+            self._adapt(node, plain[node], training)
+            if node.name in taps:
+                tapped[node] = graph.call_module(taps[node.name], (plain[node],))
         root = nn.Module()
         root.taps = self.taps
         return fx.GraphModule(root, graph)

@@ -15,7 +15,7 @@ from tersor.model.output_norm import OutputNorm
 from tersor.model.program import GraphModel
 from tersor.model.storage import storages
 from tersor.model.trace import Traced
-from tersor.points import Key, QuantPoint, keys_of, spell
+from tersor.points import Key, QuantPoint, keys_of, seen_by, spell
 from tersor.tensor.fake import fake_quantize, learned_scale, lsq_quantize
 
 TINY = torch.finfo(torch.float32).tiny
@@ -117,15 +117,19 @@ def simulated(
     """
     values = values_of(traced)
     taps: dict[str, nn.Module] = {}
+    readers: dict[str, tuple[str, ...]] = {}
     for point in points:
         if point.key not in values:
             known = [spell(key) for key in values]
             hint = did_you_mean(spell(point.key), known)
             raise VerificationError(f"the model has no value for the point {spell(point.key)}.{hint}")
+        value = values[point.key]
         follows = follow and not point.dynamic
-        taps[values[point.key]] = FollowingPoint(point) if follows else FakePoint(point, learn=learn)
+        taps[value] = FollowingPoint(point) if follows else FakePoint(point, learn=learn)
+        if point.dynamic:
+            readers[value] = seen_by(traced.operations, value)
     device = next((one.device for one in model.parameters()), torch.device("cpu"))
-    return GraphModel(model, traced, taps, frozen_norms=frozen_norms).to(device)
+    return GraphModel(model, traced, taps, readers=readers, frozen_norms=frozen_norms).to(device)
 
 
 def points_of(run: GraphModel) -> tuple[QuantPoint, ...]:
