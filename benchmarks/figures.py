@@ -32,6 +32,9 @@ def page() -> str:
         "transformer": transformer,
         "integer": integer,
         "integer-calibrators": calibrators,
+        "qat": qat,
+        "gradients": plain,
+        "resnet20": plain,
         "baselines": plain,
     }
     for name, section in sections.items():
@@ -244,6 +247,35 @@ def calibrators(stored: Row) -> list[str]:
         "Test error in percent, weights in 8 bits; bold: the least validation error.",
         table(["net", "data", "activation bits", "floats", *names], lines),
     ]
+
+
+def qat(stored: Row) -> list[str]:
+    """A line a net and width of weights: test errors, calibrated and trained, at each width of activations."""
+    cells: dict[tuple[str, int], dict[str, list[Row]]] = {}
+    for row in stored["rows"]:
+        way = f"{row['activation_bits']}-bit activations, {'trained' if row['epochs'] else 'calibrated'}"
+        cells.setdefault((row["net"], row["bits"]), {}).setdefault(way, []).append(row)
+    ways = sorted({way for own in cells.values() for way in own}, reverse=True)
+    lines = [
+        [net, bits, _mean_error(next(iter(own.values())), "baseline_error_percent"),
+         *(_mean_error(own.get(way, []), "error_percent") for way in ways)]
+        for (net, bits), own in cells.items()
+    ]  # fmt: skip
+    text = [
+        "Test error in percent, the first and the last layer in 8 bits; of several seeds the mean and the worst. "
+        f"{stored['conditions'].capitalize()}.",
+        table(["net", "bits of weights", "floats", *ways], lines),
+    ]
+    missing = ", ".join(stored["unfinished"])
+    return [*text, f"Not run yet: {missing}."] if missing else text
+
+
+def _mean_error(rows: Sequence[Row], field: str) -> str:
+    errors = [row[field] for row in rows]
+    if not errors:
+        return ""
+    spread = f" (worst of {len(errors)}: {max(errors):.2f})" if len(set(errors)) > 1 else ""
+    return f"{sum(errors) / len(errors):.2f}{spread}"
 
 
 def pivot(rows: Sequence[Row], keys: Sequence[str], by: str) -> dict[tuple[Any, ...], dict[str, Row]]:
