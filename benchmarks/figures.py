@@ -250,7 +250,7 @@ def calibrators(stored: Row) -> list[str]:
 
 
 def qat(stored: Row) -> list[str]:
-    """A line a net and width of weights: test errors, calibrated and trained, at each width of activations."""
+    """A line a net and width of weights: test errors, calibrated and trained, by the width of activations."""
     cells: dict[tuple[str, int], dict[str, list[Row]]] = {}
     for row in stored["rows"]:
         way = f"{row['activation_bits']}-bit activations, {'trained' if row['epochs'] else 'calibrated'}"
@@ -262,7 +262,7 @@ def qat(stored: Row) -> list[str]:
         for (net, bits), own in cells.items()
     ]  # fmt: skip
     text = [
-        "Test error in percent, the first and the last layer in 8 bits; of several seeds the mean and the worst. "
+        "Test error in percent, the first and last layer in 8 bits; of several seeds the mean and the worst. "
         f"{stored['conditions'].capitalize()}.",
         table(["net", "bits of weights", "floats", *ways], lines),
     ]
