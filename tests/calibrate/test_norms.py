@@ -1,10 +1,16 @@
+from copy import deepcopy
+
 import pytest
 import torch
+from tests import nets
 from torch import nn
 
 import tersor
-from tersor.calibrate.norms import reestimate_norms_
+from tersor.calibrate.norms import channel_moments, reestimate_norms_
 from tersor.errors import TaskError, TensorError
+from tersor.model.inputs import model_inputs
+from tersor.model.program import GraphModel
+from tersor.model.trace import trace
 
 
 class Net(nn.Module):
@@ -68,3 +74,24 @@ def test_what_fails_leaves_the_statistics(batches, change, error, message):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.body[1].momentum == 0.2
     assert not any(one.training for one in model.modules())
+
+
+def test_moments_are_those_of_all_batches_and_those_before_a_point():
+    vision = nets.vision_task()
+    model = vision.build().eval()
+    traced = trace(model, model_inputs(vision, model))
+    seen = torch.cat([model.first(x).detach() for x, _ in vision.train]).movedim(1, 0).flatten(1).double()
+    value = next(one.output for one in traced.operations if one.path == "first")
+
+    class Zero(nn.Module):
+        def forward(self, x):
+            return x * 0
+
+    run = GraphModel(deepcopy(model), traced, {value: Zero()})
+    mean, variance = channel_moments(run, [value], vision, 3)[value]
+    torch.testing.assert_close(mean, seen.mean(1), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(variance, seen.var(1, unbiased=False), rtol=1e-5, atol=1e-7)
+    with torch.no_grad():
+        run.model.first.weight[0] = float("nan")
+    with pytest.raises(TensorError, match="NaN or Inf"):
+        channel_moments(run, [value], vision, 1)

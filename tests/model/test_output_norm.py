@@ -1,7 +1,5 @@
 """Norms on what quantized layers make: nothing at the start, themselves in training, gone without a trace."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,6 @@ from hypothesis import strategies as st
 from tests import nets
 from torch import nn
 
-from tersor.calibrate.norms import channel_moments
 from tersor.errors import TensorError
 from tersor.model.attach import attach_grid, attach_mask, collect_one
 from tersor.model.channels import Layers
@@ -212,24 +209,3 @@ def test_the_layer_of_a_folded_norm_is_found():
     model.norms[2] = nn.Identity()
     assert "norms.2" not in folded_into(model, [*norms, "norms.2"], inputs)
     assert not any(one._forward_hooks or one._forward_pre_hooks for one in model.modules())
-
-
-def test_moments_are_those_of_all_batches_and_those_before_a_point():
-    task = nets.vision_task()
-    model = task.build().eval()
-    traced = trace(model, model_inputs(task, model))
-    seen = torch.cat([model.first(x).detach() for x, _ in task.train]).movedim(1, 0).flatten(1).double()
-    value = next(one.output for one in traced.operations if one.path == "first")
-
-    class Zero(nn.Module):
-        def forward(self, x):
-            return x * 0
-
-    run = GraphModel(copy.deepcopy(model), traced, {value: Zero()})
-    mean, variance = channel_moments(run, [value], task, 3)[value]
-    torch.testing.assert_close(mean, seen.mean(1), rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(variance, seen.var(1, unbiased=False), rtol=1e-5, atol=1e-7)
-    with torch.no_grad():
-        run.model.first.weight[0] = float("nan")
-    with pytest.raises(TensorError, match="NaN or Inf"):
-        channel_moments(run, [value], task, 1)

@@ -9,6 +9,7 @@ from tests import nets
 from tests.pipeline.test_export import agreement, in_memory
 from tests.pipeline.test_quantize import forms, stop_at
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import tersor
 from tersor.artifact.io import Reader
@@ -136,7 +137,9 @@ def test_ranges_follow_while_they_may_and_scales_of_weights_stay():
 
 @pytest.mark.parametrize("at", [0, 1])
 def test_an_interrupted_schedule_goes_on_to_the_same_bytes(at, tmp_path):
-    task, recipe, calls = plain_task(), Recipe(steps=(Fold(), STEPS["both"])), []
+    data = TensorDataset(*(torch.cat(parts) for parts in zip(*nets.images(3, 10, 5, seed=1), strict=True)))
+    shuffled = DataLoader(data, batch_size=7, shuffle=True, generator=torch.Generator().manual_seed(5))
+    task, recipe, calls = plain_task(train=shuffled), Recipe(steps=(Fold(), STEPS["both"])), []
     whole = tersor.compress(task, recipe, out=tmp_path / "whole", progress=lambda *one: calls.append(one))
     first = next(index for index, one in enumerate(calls) if one[0] == "quantize: train")
     with pytest.raises(KeyboardInterrupt):
