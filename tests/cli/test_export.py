@@ -59,6 +59,42 @@ def test_openvino_takes_it_too(made, capfd):
     assert "openvino" in capfd.readouterr().err
 
 
+def test_a_tflite_file_is_exported_scored_and_timed(made, capfd):
+    pytest.importorskip("ai_edge_litert", reason="the extra litert is not installed")
+    task, out = made
+    assert run(["export", task, str(out), "--format", "litert"]) == 0
+    assert run(["export", task, str(out)]) == 0
+    capfd.readouterr()
+    scores = []
+    for arguments in (["model.tersor"], ["model.tflite"], ["model.tflite", "--runtime", "litert"]):
+        assert run(["evaluate", task, str(out / arguments[0]), *arguments[1:], "--json"]) == 0
+        scores.append(json.loads(capfd.readouterr().out)["score"]["value"])
+    assert scores[0] == scores[1] == scores[2]
+    files = [str(out / name) for name in ("model.onnx", "model.tflite")]
+    assert run(["bench", *files, "--batch", "2", "--rounds", "6", "--json"]) == 0
+    rows = json.loads(capfd.readouterr().out)["rows"]
+    assert [row["runtime"] for row in rows] == ["onnxruntime", "litert"]
+
+
+def test_litert_that_disagrees_ends_with_5_and_leaves_nothing(made, capfd, monkeypatch):
+    pytest.importorskip("ai_edge_litert", reason="the extra litert is not installed")
+    from tersor.export import litert
+
+    task, out = made
+    write = litert.write_tflite
+
+    def spoiled(graph):
+        for one in graph.tensors:
+            if one.name == "2.weight":
+                one.scales.scale[:] *= 5
+        return write(graph)
+
+    monkeypatch.setattr(litert, "write_tflite", spoiled)
+    assert run(["export", task, str(out), "--format", "litert"]) == 5
+    assert "litert differs from the model" in capfd.readouterr().err
+    assert not (out / "model.tflite").exists()
+
+
 def test_weights_that_became_floats_are_told(task_file, tmp_path, capfd):
     task, out = f"{task_file}:make", tmp_path / "out"
     assert run(["compress", task, "-r", "cluster", "-o", str(out)]) == 0
@@ -97,6 +133,8 @@ def test_a_runtime_that_disagrees_ends_with_5_and_leaves_what_was_there(made, ca
     ("arguments", "words"),
     [
         (["--format", "onx"], "Did you mean 'onnx'?"),
+        (["--format", "litert", "--runtime", "onnxruntime"], "of those that check litert: litert"),
+        (["--format", "litert", "-o", "out/model.onnx"], "files of litert end in .tflite"),
         (["--runtime", "onnxrunime"], "Did you mean 'onnxruntime'?"),
         (["-o", "none/model.onnx"], "no folder"),
         (["-o", "out/model.tersor"], "the file that is exported"),

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.argument("files", metavar="[RUNTIME:]FILE...", nargs=-1, required=True)
 @click.option(
     "--runtime", "runtimes", multiple=True, default=("onnxruntime",),
-    help="onnxruntime or openvino, for files without a RUNTIME: of their own; more than one: each.",
+    help="onnxruntime or openvino, for .onnx files without a RUNTIME: of their own; more than one: each.",
 )  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
 @click.option(
@@ -50,7 +50,7 @@ def bench(
     files: tuple[str, ...], runtimes: tuple[str, ...], batches: tuple[int, ...], task: str | None,
     dims: tuple[str, ...], as_json: bool, **how: Any,
 ) -> None:  # fmt: skip
-    """Time ONNX files in turns, and say what slows them.
+    """Time exported files in turns, and say what slows them.
 
     Each is compared with the first: warmed up, in random order within each round, ratios with their 95 %
     interval. Then the doctor says what slows the quantized ones: nodes that run in float, pairs that did
@@ -63,7 +63,7 @@ def bench(
     with console.json_alone(as_json) as emit:
         sizes = _sizes(dims)
         named = [_split(file) for file in files]
-        pairs = [(path, one) for path, own in named for one in ((own,) if own else runtimes)]
+        pairs = [(path, one) for path, own in named for one in _runtimes(path, own, runtimes)]
         inputs = _task_inputs(task) if task else _random_inputs(sizes)
         rows = _measure(pairs, batches or (None,), inputs, how)
         console.show(_table(rows, how["clock"], f"inputs of {task}" if task else "random inputs"))
@@ -120,6 +120,14 @@ def _split(file: str) -> tuple[Path, str]:
     if path.suffix == ".tersor":
         raise click.BadParameter(f"{path}: runtimes take ONNX: tersor export writes it", param_hint="FILE")
     return path, runtime
+
+
+def _runtimes(path: Path, own: str, named: tuple[str, ...]) -> tuple[str, ...]:
+    """Where a file runs: where it says, else where alone its ending does, else in each that was named."""
+    from tersor.export.runtimes import OWN_ENDINGS
+
+    given = own or OWN_ENDINGS.get(path.suffix, "")
+    return (given,) if given else named
 
 
 def _sizes(dims: Sequence[str]) -> dict[str, int]:

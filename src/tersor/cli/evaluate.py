@@ -8,7 +8,7 @@ import click
 
 from tersor.cli import console
 
-DEFAULTS = {".onnx": "onnxruntime", ".xml": "openvino"}
+DEFAULTS = {".onnx": "onnxruntime", ".xml": "openvino", ".tflite": "litert"}
 
 
 @click.command()
@@ -19,7 +19,7 @@ DEFAULTS = {".onnx": "onnxruntime", ".xml": "openvino"}
               help="Threads of the runtime.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="The score as JSON on stdout.")
 def evaluate(task: str, file: Path, runtime: str | None, threads: int, as_json: bool) -> None:
-    """Score a .tersor file in a fresh model, or an .onnx in a runtime."""
+    """Score a .tersor file in a fresh model, or another in a runtime."""
     with console.json_alone(as_json) as emit:
         import tersor
         from tersor.cli.task_ref import load_task
@@ -28,7 +28,7 @@ def evaluate(task: str, file: Path, runtime: str | None, threads: int, as_json: 
         served = file.suffix in DEFAULTS
         if runtime is not None and not served:
             raise click.BadParameter(
-                f"{str(file)!r} is no .onnx and no .xml file: export it first (tersor export)",
+                f"{str(file)!r} is none of {', '.join(DEFAULTS)}: export it first (tersor export)",
                 param_hint="'--runtime'",
             )
         with console.progress() as progress:
@@ -36,7 +36,7 @@ def evaluate(task: str, file: Path, runtime: str | None, threads: int, as_json: 
                 score = tersor.evaluate_onnx(
                     load_task(task),
                     file,
-                    runtime=runtime or "onnxruntime",
+                    runtime=runtime or DEFAULTS[file.suffix],
                     threads=threads,
                     progress=progress,
                 )

@@ -16,9 +16,13 @@ from tersor.cli import console
 @click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path),
               help="The file to write; default: beside FILE, with the format's ending.")  # fmt: skip
 @click.option(
-    "--format", "form", default="onnx", show_default=True, help="onnx, or openvino (an .xml and a .bin)."
+    "--format",
+    "form",
+    default="onnx",
+    show_default=True,
+    help="onnx, openvino (an .xml and a .bin) or litert (.tflite).",
 )
-@click.option("--runtime", help="Where to check it; default: onnxruntime, openvino for its own format.")
+@click.option("--runtime", help="Where to check an ONNX file: onnxruntime (default) or openvino.")
 @click.option("--batches", type=click.IntRange(min=1), default=4, show_default=True,
               help="Test batches that the check runs.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="What was written and how well it agrees, as JSON.")
@@ -33,10 +37,11 @@ def export(
     with console.json_alone(as_json) as emit:
         import tersor
         from tersor.cli.task_ref import load_task
+        from tersor.pipeline.export import ENDINGS
         from tersor.report import format_bytes
 
         source = file / "model.tersor" if file.is_dir() else file
-        target = out or source.with_suffix(".xml" if form == "openvino" else f".{form}")
+        target = out or source.with_suffix(ENDINGS.get(form, f".{form}"))
         with console.progress() as progress:
             done = tersor.export_model(
                 load_task(task), source, target, format=form, runtime=runtime, batches=batches,

@@ -1,4 +1,4 @@
-"""An ONNX file opened in the runtime that will serve it, on the CPU: ONNX Runtime or OpenVINO."""
+"""A file opened in the runtime that will serve it, on the CPU: ONNX Runtime, OpenVINO or LiteRT."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Precision = Literal["f32", "default"]
 
-RUNTIMES = ("onnxruntime", "openvino")
+RUNTIMES = ("onnxruntime", "openvino")  # of ONNX files
+OWN_ENDINGS = {".xml": "openvino", ".tflite": "litert"}  # of files that one runtime alone takes
 PRECISIONS = ("f32", "default")
 
 # How OpenVINO begins its messages.
@@ -98,9 +99,9 @@ def open_session(
     threads: int = 1,
     precision: Precision = "f32",
 ) -> Session:
-    """Make an ONNX model, a file or its content, ready to run on the CPU with every optimization on.
+    """Make a model, a file or its content, ready to run on the CPU with every optimization on.
 
-    An ``.xml`` file is one of OpenVINO's own.
+    It is ONNX, but for LiteRT, whose files end in ``.tflite``; an ``.xml`` file is one of OpenVINO's own.
 
     precision -- ``default`` leaves floating nodes to the runtime: OpenVINO takes bf16 where the CPU has it,
         ONNX Runtime rounds what weights in blocks of 4 bits are multiplied by to 8 bits, and computes all
@@ -115,17 +116,18 @@ def open_session(
     tersor.errors.ExportError: the model: not an ONNX file
     """
     if runtime not in _OPENERS:
-        raise SpecError(f"runtime is {runtime!r}.{did_you_mean(runtime, RUNTIMES)}")
+        raise SpecError(f"runtime is {runtime!r}.{did_you_mean(runtime, tuple(_OPENERS))}")
     if precision not in PRECISIONS:
         raise SpecError(f"precision is {precision!r}.{did_you_mean(precision, PRECISIONS)}")
     if threads < 1:
         raise SpecError(f"threads is {threads}: it has to be 1 or more")
     with in_context("the model" if isinstance(model, bytes) else str(model)):
-        if not isinstance(model, bytes) and Path(model).suffix == ".xml":
-            return _open_xml(Path(model), runtime, threads, precision)
-        content = read_content(model)
-        ports = _ports(parse_onnx(content))
-        return _OPENERS[runtime](content, ports, threads, precision)
+        ending = "" if isinstance(model, bytes) else Path(model).suffix
+        if runtime != OWN_ENDINGS.get(ending, runtime):
+            raise ExportError(f"{ending} files are for {OWN_ENDINGS[ending]} alone: {runtime} takes .onnx")
+        if ending == ".xml" and not isinstance(model, bytes):
+            return _open_xml(Path(model), threads, precision)
+        return _OPENERS[runtime](read_content(model), threads, precision)
 
 
 def read_content(model: str | Path | bytes) -> bytes:
@@ -179,11 +181,10 @@ def first_line(error: BaseException) -> str:
     return said[0] if said else type(error).__name__
 
 
-def _open_onnxruntime(
-    content: bytes, ports: tuple[tuple[Port, ...], tuple[Port, ...]], threads: int, precision: Precision
-) -> Session:
+def _open_onnxruntime(content: bytes, threads: int, precision: Precision) -> Session:
     import onnxruntime
 
+    inputs, outputs = _ports(parse_onnx(content))
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads
@@ -197,7 +198,6 @@ def _open_onnxruntime(
     except Exception as error:  # its exceptions have no common class of their own
         version = onnxruntime.__version__
         raise ExportError(f"ONNX Runtime {version} does not take it: {first_line(error)}") from error
-    inputs, outputs = ports
     names, wanted = [one.name for one in inputs], [one.name for one in outputs]
 
     def call(arrays: Sequence[Array]) -> list[Array]:
@@ -208,25 +208,28 @@ def _open_onnxruntime(
     return Session("onnxruntime", version, threads, floats, inputs, outputs, call)
 
 
-def _open_openvino(
-    content: bytes, ports: tuple[tuple[Port, ...], tuple[Port, ...]], threads: int, precision: Precision
-) -> Session:
+def _open_openvino(content: bytes, threads: int, precision: Precision) -> Session:
     from tersor.export.openvino import open_openvino  # an optional library, imported there
 
+    ports = _ports(parse_onnx(content))
     return open_openvino(content, *ports, threads=threads, precision=precision)
 
 
-def _open_xml(path: Path, runtime: str, threads: int, precision: Precision) -> Session:
+def _open_litert(content: bytes, threads: int, precision: Precision) -> Session:
+    from tersor.export.litert import open_litert  # an optional library, imported there
+
+    return open_litert(content, threads=threads)
+
+
+def _open_xml(path: Path, threads: int, precision: Precision) -> Session:
     from tersor.export.openvino import open_openvino_file
 
-    if runtime != "openvino":
-        raise ExportError(f"an .xml file is OpenVINO's own: {runtime} takes .onnx")
     if not path.is_file():
         raise ExportError("no such file")
     return open_openvino_file(path, threads=threads, precision=precision)
 
 
-_OPENERS = {"onnxruntime": _open_onnxruntime, "openvino": _open_openvino}
+_OPENERS = {"onnxruntime": _open_onnxruntime, "openvino": _open_openvino, "litert": _open_litert}
 
 
 def _ports(model: ModelProto) -> tuple[tuple[Port, ...], tuple[Port, ...]]:

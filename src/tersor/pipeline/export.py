@@ -15,6 +15,7 @@ from tersor.artifact.io import Reader
 from tersor.artifact.writer import disk_errors, replacing
 from tersor.errors import SpecError, TaskError, code_of_the_task, did_you_mean, in_context
 from tersor.export.check import Agreement, Probe, check_agreement
+from tersor.export.litert import drawn_for_litert
 from tersor.export.onnx import draw_onnx
 from tersor.export.openvino import save_openvino
 from tersor.export.runtimes import RUNTIMES, Precision, open_session
@@ -29,7 +30,13 @@ from tersor.progress import Progress, inside, silent
 from tersor.result import Score
 from tersor.task import Batch, Task, check_is_task
 
-FORMATS = {"onnx": "onnxruntime", "openvino": "openvino"}  # each with the runtime that checks it
+# Each with the runtimes that may check it, the first by default; and how its files end.
+FORMATS: Mapping[str, tuple[str, ...]] = {
+    "onnx": RUNTIMES,
+    "openvino": ("openvino", "onnxruntime"),
+    "litert": ("litert",),
+}
+ENDINGS: Mapping[str, str] = {"onnx": ".onnx", "openvino": ".xml", "litert": ".tflite"}
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ def export_model(
 ) -> Exported:
     """Write a ``.tersor`` file for another runtime, run it, and keep it if it agrees with the model.
 
-    format -- ``onnx``, or ``openvino``: an ``.xml`` file with its ``.bin`` beside it.
+    format -- ``onnx``; ``openvino``: an ``.xml`` file with its ``.bin`` beside it; ``litert``: ``.tflite``.
     runtime -- where it is checked; by default that of the format.
 
     The written file runs in ``runtime`` on the first ``batches`` of the test data; its outputs have to be
@@ -71,10 +78,11 @@ def export_model(
     check_is_task(task)
     if format not in FORMATS:
         raise SpecError(f"format is {format!r}.{did_you_mean(format, FORMATS)}")
-    checker = runtime or FORMATS[format]
-    if checker not in RUNTIMES:
-        raise SpecError(f"runtime is {checker!r}.{did_you_mean(checker, RUNTIMES)}")
-    _check_target(Path(path), Path(out))
+    checker = runtime or FORMATS[format][0]
+    if checker not in FORMATS[format]:
+        raise SpecError(f"runtime is {checker!r}, of those that check {format}: "
+                        f"{', '.join(FORMATS[format])}.{did_you_mean(checker, FORMATS[format])}")  # fmt: skip
+    _check_target(Path(path), Path(out), format)
     model = load(path, fresh_model(task)).eval()
     traced = trace(model, model_inputs(task, model))
     with in_context(str(path)), Reader(path) as reader:
@@ -82,6 +90,8 @@ def export_model(
         points = reader.points
     progress("export", 0.0, 1.0)
     drawn = draw_onnx(traced, tensors, points)
+    if format == "litert":
+        drawn = drawn_for_litert(drawn)
     reference = simulated(model, traced, points) if points else model
     probe = Probe(open_session(drawn.probe, checker), drawn.probed) if points else None
     session = open_session(drawn.content, checker)
@@ -93,21 +103,21 @@ def export_model(
     return Exported(Path(out), format, size_bytes, session.description, agreement, drawn.floats)
 
 
-def _check_target(source: Path, target: Path) -> None:
+def _check_target(source: Path, target: Path, format: str) -> None:
     if target.resolve() == source.resolve():
         raise SpecError(f"out is {str(target)!r}, the file that is exported: give it another name")
     if not target.parent.is_dir():
         raise SpecError(f"out is {str(target)!r}: there is no folder {str(target.parent)!r}")
+    if format != "onnx" and target.suffix != ENDINGS[format]:
+        raise SpecError(f"out is {str(target)!r}: files of {format} end in {ENDINGS[format]}")
 
 
 def _write(content: bytes, target: Path, format: str) -> int:
     """Put the file, or the pair of files, in place; returns its bytes."""
-    if format == "onnx":
+    if format != "openvino":
         with replacing(target) as partial, disk_errors(target):
             partial.write_bytes(content)
         return target.stat().st_size
-    if target.suffix != ".xml":
-        raise SpecError(f"out is {str(target)!r}: OpenVINO's files end in .xml, with a .bin beside it")
     weights = target.with_suffix(".bin")
     with (
         TemporaryDirectory(prefix="tersor-") as folder,
@@ -132,7 +142,9 @@ def evaluate_onnx(
     loader: Iterable[Batch] | None = None,
     progress: Progress = silent,
 ) -> Score:
-    """The task's own score of an ONNX file in a runtime, on ``loader`` (default: the test data).
+    """The task's own score of an exported file in a runtime, on ``loader`` (default: the test data).
+
+    ``.onnx`` runs in ``onnxruntime`` or ``openvino``, ``.xml`` in the latter, ``.tflite`` in ``litert``.
 
     Raises :class:`ExportError` where the runtime does not take the file or its inputs.
     """
