@@ -68,6 +68,7 @@ def test_every_amount_is_a_field():
         ({"freeze_norms": "half"}, "freeze_norms is 'half': it has to be a finite number"),
         ({"freeze_observers": 0.5, "learn_scales": False, "train": None}, "freeze_observers is 0.5 without"),
         ({"freeze_norms": 0.5, "train": None}, "freeze_norms is 0.5 without train"),
+        ({"freeze_norms": 0.5, "activations": "dynamic"}, "freeze_norms is 0.5 with activations: dynamic"),
         ({"freeze_observers": 0.5}, "freeze_observers is 0.5 with learn_scales"),
         ({"freeze_observers": 0.5, "learn_scales": False, "activations": "dynamic"}, "activations: dynamic"),
         ({"freeze_observers": 0.5, "learn_scales": False, "activations": "none"}, "activations: none"),
