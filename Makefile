@@ -8,7 +8,7 @@ NNCF := $(VENV)/nncf
 RUN := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python
 
 .PHONY: help setup demo test check format bench-baselines bench-resnet20 bench-lenet bench-tutorials bench-clustering bench-coding \
-        bench-pack bench-transformer bench-qat bench-gradients bench-integer verify-artifacts figures clean
+        bench-pack bench-transformer bench-qat bench-gradients bench-integer bench-litert verify-artifacts figures clean
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -81,6 +81,9 @@ bench-gradients: $(READY)  ## LeNet-5 trained with gradients of 8 bits (half an 
 bench-integer: $(NNCF)/.ready  ## integer inference against quantize_static and NNCF; ways to calibrate (an hour; resumes)
 	$(RUN) -m benchmarks.integer
 	$(RUN) -m benchmarks.calibrators
+
+bench-litert: $(READY)  ## .tflite files: the Keras clustering tutorial end to end, LeNet-5, ResNet-20 (10 minutes)
+	$(RUN) -m benchmarks.litert
 
 verify-artifacts: $(READY)  ## re-evaluate every committed artifact from its file, in a fresh process
 	$(RUN) -m benchmarks.verify

@@ -32,6 +32,7 @@ def page() -> str:
         "transformer": transformer,
         "integer": integer,
         "integer-calibrators": calibrators,
+        "litert": litert,
         "qat": qat,
         "gradients": plain,
         "resnet20": plain,
@@ -276,6 +277,33 @@ def _mean_error(rows: Sequence[Row], field: str) -> str:
         return ""
     spread = f" (worst of {len(errors)}: {max(errors):.2f})" if len(set(errors)) > 1 else ""
     return f"{sum(errors) / len(errors):.2f}{spread}"
+
+
+def litert(stored: Row) -> list[str]:
+    """Sizes and errors of every ``.tflite`` file, then latencies beside that of the float one."""
+    files = [row for row in stored["rows"] if row["figure"] == "file"]
+    lines = [
+        [row["net"], row["seed"], row["method"], row["tflite_bytes"], row["gzip_bytes"], row["zstd_bytes"],
+         row["tersor_bytes"], f"{row['baseline_error_percent']:.2f}", f"{row['torch_error_percent']:.2f}",
+         f"{row['error_percent']:.2f}",
+         f"{row['drop_points']:+.2f} ({row['drop_low']:+.2f} to {row['drop_high']:+.2f})",
+         f"{row['agreement_steps']:.2f}"]
+        for row in files
+    ]  # fmt: skip
+    names = ["net", "seed", "method", ".tflite", "gzip -9", "zstd -22", ".tersor", "float's error %",
+             "in PyTorch", "in LiteRT", "points lost (95 %)", "steps from PyTorch"]  # fmt: skip
+    timed = [row for row in stored["rows"] if row["figure"] == "latency"]
+    times = [
+        [row["net"], row["batch_size"], row["method"], f"{row['median_ms']:.3f}",
+         f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})"]
+        for row in timed
+    ]  # fmt: skip
+    return [
+        f"Bytes of each file; {files[0]['runtime']}.",
+        table(names, lines),
+        "Milliseconds on the processor, one thread, and the ratio to the float file in the same rounds:",
+        table(["net", "batch", "method", "ms", "of float"], times),
+    ]
 
 
 def pivot(rows: Sequence[Row], keys: Sequence[str], by: str) -> dict[tuple[Any, ...], dict[str, Row]]:

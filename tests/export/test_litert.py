@@ -4,6 +4,8 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from tests import nets
 from tests.pipeline.test_export import MODES, drawn, in_memory
@@ -95,6 +97,55 @@ def test_floats_are_those_of_onnx_runtime(name):
     np.testing.assert_allclose(given, wanted, atol=2e-5)
 
 
+def pair(name, scale, zero, dtype=np.uint8, to=None):
+    """QuantizeLinear and DequantizeLinear behind ``name``, and their constants."""
+    to = to or f"{name}_back"
+    held = {f"{to}_s": np.float32(scale), f"{to}_z": np.array(zero, dtype)}
+    nodes = [
+        node("QuantizeLinear", name, *held, to=f"{to}_codes"),
+        node("DequantizeLinear", f"{to}_codes", *held, to=to),
+    ]
+    return nodes, held
+
+
+def between(*nodes, held=(), dtype=np.uint8, scale=0.01, zero=100):
+    """The nodes, from ``x_back`` to ``m``, between two points of other scales."""
+    before, first = pair("x", 0.03, 120 if dtype == np.uint8 else -7, dtype)
+    after, last = pair("m", scale, zero, to="y")
+    return [*before, *nodes, *after], {**dict(held), **first, **last}
+
+
+SECOND, SECOND_HELD = pair("r", 0.02, 5)
+CODES = {
+    "average": (between(node("AveragePool", "x_back", to="m", kernel_shape=[3, 2], strides=[2, 2])),
+                ["QUANTIZE", "TRANSPOSE", "DEPTHWISE_CONV_2D"]),
+    "mean": (between(node("GlobalAveragePool", "x_back", to="m")), ["QUANTIZE", "MEAN"]),
+    "max": (between(node("MaxPool", "x_back", to="m", kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)),
+            ["QUANTIZE", "TRANSPOSE", "PADV2", "MAX_POOL_2D", "QUANTIZE"]),
+    "relu": (between(node("Relu", "x_back", to="m"), zero=3), ["QUANTIZE", "RELU"]),
+    "int8": (between(node("Relu", "x_back", to="m"), dtype=np.int8), ["QUANTIZE", "RELU"]),
+    "pad": (between(node("Pad", "x_back", "p", to="m"), held={"p": whole(0, 1, 2, 0, 0, 3, 0, 1)}),
+            ["QUANTIZE", "PAD", "QUANTIZE"]),
+    "add": (between(node("Relu", "x_back", to="r"), *SECOND, node("Add", "x_back", "r_back", to="m"),
+                    held=SECOND_HELD, scale=0.05), ["QUANTIZE", "RELU", "ADD"]),
+    "mul": (between(node("Relu", "x_back", to="r"), *SECOND, node("Mul", "x_back", "r_back", to="m"),
+                    held=SECOND_HELD, scale=0.05), ["QUANTIZE", "RELU", "MUL"]),
+    "concat": (between(node("Relu", "x_back", to="r"), *SECOND,
+                       node("Concat", "x_back", "r_back", to="m", axis=1), held=SECOND_HELD, scale=0.021),
+               ["QUANTIZE", "RELU", "QUANTIZE", "QUANTIZE", "CONCATENATION"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_between_points_codes_make_codes(name):
+    (nodes, held), wanted_kinds = CODES[name]
+    content = onnx_bytes(nodes, IMAGE, held)
+    assert kinds(lite_graph(content), np.int8)[: len(wanted_kinds)] == wanted_kinds
+    given, wanted = both(content, IMAGE)
+    steps = np.abs(given - wanted) / held["y_s"]
+    assert steps.max() < 1.001 and steps.mean() < 0.1  # a code and its neighbour, now and then
+
+
 REFUSED = {
     "Einsum": ([node("Einsum", "x", equation="ncij->nij")], {}, "Einsum .* is not written"),
     "ceil_mode": ([node("MaxPool", "x", kernel_shape=[2, 2], ceil_mode=1)], {}, "MaxPool with dilations or"),
@@ -133,7 +184,10 @@ def agreement(task, work):
     return check_agreement(task, run, open_session(made.content, "litert"), probe, task.test), made
 
 
-STATIC = [mode for mode in MODES if "each batch" not in mode]
+STATIC = (
+    "weights alone", "1 bit", "4 bits of both", "not narrow", "one scale", "blocks between points",
+    "a layer skipped", "a bias too",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("mode", STATIC)
@@ -145,10 +199,36 @@ def test_every_static_mode_agrees_with_the_quantized_model(mode):
     assert found.largest <= (1 if few == 8 else 255 / (2**few - 1))
 
 
-@pytest.mark.parametrize("steps", [(Fold(), Quantize()), (Quantize(),), (Fold(),)], ids=str)
+@pytest.mark.parametrize(
+    "steps", [(Fold(), Quantize()), (Quantize(),), (Fold(),)], ids=["folded", "norms", "floats"]
+)
 def test_a_net_of_every_construction_agrees(steps):
     task = nets.vision_task()
     found, made = agreement(task, in_memory(task, *steps))
+    assert found.largest <= 1 and not made.floats
+
+
+class Mixed(torch.nn.Module):
+    """Channels weighed by what they hold, a stride under a dilation, poolings with padding, rows as words."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Conv2d(3, 8, 3, padding="same")
+        self.far = torch.nn.Conv2d(8, 8, 3, stride=2, dilation=2, padding=2)
+        self.squeeze, self.excite = torch.nn.Linear(8, 4), torch.nn.Linear(4, 8)
+        self.words, self.head = torch.nn.Linear(8, 16), torch.nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.far(F.relu(self.first(x)))
+        weigh = torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3))))))
+        x = F.leaky_relu(F.avg_pool2d(x * weigh[:, :, None, None], 3, 2, 1))
+        x = F.max_pool2d(x, 3, 2, 1).flatten(2).transpose(1, 2)
+        return F.softmax(self.head(F.relu(self.words(x))), -1).mean(1)
+
+
+def test_integers_and_floats_stand_side_by_side():
+    task = nets.make_task(Mixed, lambda seed: nets.images(3, 16, 5, seed=seed))
+    found, made = agreement(task, in_memory(task, Quantize()))
     assert found.largest <= 1 and not made.floats
 
 

@@ -38,11 +38,11 @@ def scales_of(drawing: Drawing, node: NodeProto) -> Scales:
     return Scales(scale.astype(np.float32).reshape(1), int(zero.reshape(())) - shift)
 
 
-def ending(drawing: Drawing, name: str) -> Ending:
-    """What may become part of the operation that makes ``name``."""
+def ending(drawing: Drawing, name: str, *, activations: bool = True) -> Ending:
+    """What may become part of the operation that makes ``name``; not all take ``activations``."""
     activation, absorbed = NONE, []
     readers = readers_of(drawing, name)
-    if len(readers) == 1 and (found := _activation(drawing, readers[0])) != NONE:
+    if activations and len(readers) == 1 and (found := _activation(drawing, readers[0])) != NONE:
         activation, name = found, readers[0].output[0]
         absorbed.append(readers[0])
         readers = readers_of(drawing, name)

@@ -21,11 +21,10 @@ _INT32 = 2**31 - 1
 
 def draw_conv(drawing: Drawing, node: NodeProto) -> None:
     """CONV_2D, or DEPTHWISE_CONV_2D where each channel is by itself."""
-    fields = attributes(node)
-    channels, height, width = drawing.shape(node.input[0])[1:], *window_of(drawing, node)[:2]
-    weight = drawing.shape(node.input[1])
+    height, width, fields = window_of(drawing, node)
+    channels, weight = drawing.shape(node.input[0])[1], drawing.shape(node.input[1])
     x = drawing.turned(drawing.value(node.input[0]), nhwc=True)
-    depthwise = weight[1] == 1 and fields.get("group", 1) == channels[0] > 1
+    depthwise = weight[1] == 1 and fields.get("group", 1) == channels > 1
     x, padding = padded(drawing, node, x, (height, width), None)
     strides, dilations = fields.get("strides", [1, 1]), fields.get("dilations", [1, 1])
     options: dict[str, Any] = {
@@ -36,7 +35,7 @@ def draw_conv(drawing: Drawing, node: NodeProto) -> None:
         "dilationWFactor": dilations[1],
     }
     if depthwise:
-        options["depthMultiplier"] = weight[0] // channels[0]
+        options["depthMultiplier"] = weight[0] // channels
     order = (1, 2, 3, 0) if depthwise else (0, 2, 3, 1)
     bias = node.input[2] if len(node.input) > 2 else ""
     kind = "DEPTHWISE_CONV_2D" if depthwise else "CONV_2D"
@@ -68,7 +67,7 @@ def draw_matmul(drawing: Drawing, node: NodeProto) -> None:
         return
     readers, bias, last = readers_of(drawing, node.output[0]), "", node.output[0]
     if len(readers) == 1 and readers[0].op_type in ("Add", "Sum") and len(readers[0].input) == 2:
-        (other,) = (one for one in readers[0].input if one != last) if last in readers[0].input else ("",)
+        other = next((one for one in readers[0].input if one != last), last)
         if other in drawing.reading.constants and drawing.shape(other) == drawing.shape(right)[1:]:
             bias, last = other, readers[0].output[0]
             drawing.absorbed.add(last)
@@ -117,10 +116,10 @@ def draw_add(drawing: Drawing, node: NodeProto) -> None:
 
 def draw_concat(drawing: Drawing, node: NodeProto) -> None:
     """CONCATENATION; of codes, after all have the scales of the result."""
-    end, shape = ending(drawing, node.output[0]), drawing.shape(node.output[0])
+    end, shape = ending(drawing, node.output[0], activations=False), drawing.shape(node.output[0])
     operands = _alike(drawing, [drawing.value(one) for one in node.input])
     nhwc = any(one.nhwc for one in operands)
-    whole = all(drawing.tensor(one).scales is not None for one in operands) and not end.activation
+    whole = all(drawing.tensor(one).scales is not None for one in operands)
     scales = end.scales if whole else None
     operands = [
         drawing.floating(one) if scales is None else drawing.quantized(one, scales) for one in operands
@@ -129,7 +128,7 @@ def draw_concat(drawing: Drawing, node: NodeProto) -> None:
     made = drawing.emit(
         "CONCATENATION", [one.tensor for one in operands], end.last,
         channels_last(shape) if nhwc else shape, scales,
-        axis=(0, 3, 1, 2)[axis] if nhwc else axis, fusedActivationFunction=end.activation,
+        axis=(0, 3, 1, 2)[axis] if nhwc else axis, fusedActivationFunction=NONE,
     )  # fmt: skip
     finish(drawing, end, Value(made, nhwc))
 

@@ -122,11 +122,9 @@ def _clip(drawing: Drawing, node: NodeProto) -> None:
 
 def _relu(drawing: Drawing, node: NodeProto) -> None:
     """RELU; of codes to codes where a QuantizeLinear follows."""
-    x, end = drawing.value(node.input[0]), ending(drawing, node.output[0])
-    scales = end.scales if drawing.tensor(x).scales is not None and not end.activation else None
-    if scales is None:
-        _unary(drawing, node, "RELU")
-        return
+    x, end = drawing.value(node.input[0]), ending(drawing, node.output[0], activations=False)
+    scales = end.scales if drawing.tensor(x).scales is not None else None
+    x = drawing.floating(x) if scales is None else x
     made = drawing.emit("RELU", [x.tensor], end.last, drawing.tensor(x).shape, scales)
     finish(drawing, end, Value(made, x.nhwc))
 

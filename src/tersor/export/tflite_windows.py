@@ -30,11 +30,14 @@ def draw_max_pool(drawing: Drawing, node: NodeProto) -> None:
 def draw_average_pool(drawing: Drawing, node: NodeProto) -> None:
     """AVERAGE_POOL_2D of floats; of codes a depthwise convolution, which may have other scales behind it."""
     height, width, fields = window_of(drawing, node)
-    x, end = drawing.turned(drawing.value(node.input[0]), nhwc=True), ending(drawing, node.output[0])
+    x, end = (
+        drawing.turned(drawing.value(node.input[0]), nhwc=True),
+        ending(drawing, node.output[0], activations=False),
+    )
     own = drawing.tensor(x).scales
     if any(fields.get("pads", [0])) and not fields.get("count_include_pad", 0):
         raise ExportError(f"{node.name or node.output[0]}: an average that leaves its padding out")
-    if own is None or end.scales is None or end.activation:
+    if own is None or end.scales is None:
         x, padding = padded(drawing, node, drawing.floating(x), (height, width), None)
         made = _pool(drawing, "AVERAGE_POOL_2D", node, x, padding, fields, None)
         drawing.values[node.output[0]] = Value(made, nhwc=True)
@@ -62,23 +65,20 @@ def draw_mean(drawing: Drawing, node: NodeProto) -> None:
     if node.op_type == "ReduceMean":
         axes = fields.get("axes") or [int(one) for one in drawing.array(node.input[1])]
     axes, keep = [axis % len(shape) for axis in axes], bool(fields.get("keepdims", 1))
-    x, end = drawing.value(node.input[0]), ending(drawing, node.output[0])
+    x, end = drawing.value(node.input[0]), ending(drawing, node.output[0], activations=False)
     if x.nhwc and not (keep or set(axes) == {2, 3}):
         x = drawing.turned(x, nhwc=False)
-    scales = end.scales if drawing.tensor(x).scales is not None and not end.activation else None
+    scales = end.scales if drawing.tensor(x).scales is not None else None
     x = drawing.floating(x) if scales is None else x
     over = sorted((0, 3, 1, 2)[axis] if x.nhwc else axis for axis in axes)
     places = drawing.constant(np.array(over, np.int32), f"{node.output[0]}_axes")
     made_shape = drawing.shape(node.output[0])
     nhwc = x.nhwc and keep
     made = drawing.emit(
-        "MEAN", [x.tensor, places], end.last if scales is not None else node.output[0],
-        channels_last(made_shape) if nhwc else made_shape, scales, keepDims=keep,
+        "MEAN", [x.tensor, places], end.last, channels_last(made_shape) if nhwc else made_shape, scales,
+        keepDims=keep,
     )  # fmt: skip
-    if scales is None:
-        drawing.values[node.output[0]] = Value(made, nhwc)
-    else:
-        finish(drawing, end, Value(made, nhwc))
+    finish(drawing, end, Value(made, nhwc))
 
 
 def window_of(drawing: Drawing, node: NodeProto) -> tuple[int, int, dict[str, Any]]:
