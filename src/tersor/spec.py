@@ -295,8 +295,8 @@ class Quantize:
             if share and self.train is None:
                 raise SpecError(f"{name} is {share} without train: it is a share of the training's steps")
         if self.freeze_norms and self.activations == "dynamic":
-            raise SpecError(f"freeze_norms is {self.freeze_norms} with activations: dynamic: only some readers "
-                            "see what is quantized batch by batch; take static, or leave it out")  # fmt: skip
+            raise SpecError(f"freeze_norms is {self.freeze_norms} with activations: dynamic: only linear"
+                            " layers see values quantized; take static ones, or leave it out")  # fmt: skip
         share = self.freeze_observers
         if share and self.activations != "static":
             raise SpecError(f"freeze_observers is {share} with activations: {self.activations}: only static "

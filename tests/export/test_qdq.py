@@ -18,12 +18,12 @@ from tersor.pipeline.work import Work
 from tersor.spec import Quantize
 
 
-def drawn(step, task=None):
+def drawn(step, task=None, **how):
     task = task or nets.small_task()
     work = Work(trained_model(task))
     apply_step(work, step, Context(task))
     traced = trace(work.model, model_inputs(task, work.model))
-    return draw_onnx(traced, work.collected().tensors, work.points)
+    return draw_onnx(traced, work.collected().tensors, work.points, **how)
 
 
 def optimized(content, tmp_path):
@@ -69,12 +69,17 @@ def test_few_bits_are_clipped_among_the_codes():
 def test_points_are_named_after_what_they_are_on():
     graph = onnx.load_from_string(drawn(Quantize()).content).graph
     names = {node.name for node in graph.node if node.op_type == "QuantizeLinear"}
-    assert names == {
-        "input_QuantizeLinear",
-        "relu_QuantizeLinear",
-        "relu_1_QuantizeLinear",
-        "relu_at_view_QuantizeLinear",
-    }
+    assert names == {"input_QuantizeLinear", "relu_QuantizeLinear", "relu_1_QuantizeLinear"}
+
+
+def test_what_only_moves_has_a_pair_where_every_value_has_its_grid():
+    made = drawn(Quantize()), drawn(Quantize(), every_grid=True)
+    graphs = [onnx.load_from_string(one.content).graph for one in made]
+    named = [{node.name for node in graph.node if node.op_type == "QuantizeLinear"} for graph in graphs]
+    assert named[1] - named[0] == {"relu_at_view_QuantizeLinear"}
+    x = np.random.default_rng(0).standard_normal((3, 1, 6, 6)).astype(np.float32)
+    bare, paired = (onnxruntime.InferenceSession(one.content).run(None, {"x": x})[0] for one in made)
+    np.testing.assert_array_equal(bare, paired)
 
 
 def test_values_of_a_point_are_what_training_sees():

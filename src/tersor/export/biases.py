@@ -13,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from tersor.export.annotate import point_name
-from tersor.export.rewrite import constant, like, plain_gemm, replace_value_
+from tersor.export.rewrite import constant, dequantizer, like, plain_gemm, replace_value_
 from tersor.export.weights import Integers
 
 _INT32 = np.iinfo(np.int32).max
@@ -31,7 +31,7 @@ def too_coarse(graph: ir.Graph, weights: Mapping[str, Integers]) -> set[str]:
         if not _has_bias(node):
             continue
         kind, _, name = point_name(node.inputs[1]).partition(":")
-        scale = _scale_behind(node.inputs[0])
+        scale = _grid_behind(node.inputs[0])
         if kind != "weight" or name not in weights or not weights[name].fuses or scale is None:
             continue
         step = scale * weights[name].scale
@@ -45,7 +45,7 @@ def quantize_biases_(graph: ir.Graph) -> None:
     for node in list(graph):
         if not _has_bias(node):
             continue
-        scales = [_scale_behind(value) for value in node.inputs[:2]]
+        scales = _grid_behind(node.inputs[0]), _scale_behind(node.inputs[1])
         if scales[0] is None or scales[1] is None:
             continue
         bias, step = node.inputs[2], scales[0] * scales[1]
@@ -70,7 +70,7 @@ def quantize_biases_(graph: ir.Graph) -> None:
 def stay_float_(graph: ir.Graph) -> None:
     """Layers with float weights between points: a Sum behind them, which nothing fuses, adds the bias."""
     for node in list(graph):
-        if node.op_type not in _LAYERS or _scale_behind(node.inputs[0]) is None or not _quantized_after(node):
+        if node.op_type not in _LAYERS or _grid_behind(node.inputs[0]) is None or not _quantized_after(node):
             continue
         if _scale_behind(node.inputs[1]) is not None:
             continue
@@ -106,8 +106,7 @@ def _code(node: ir.Node) -> float:
     for reader in _quantized_after(node):
         if reader.inputs[1] is not None and reader.inputs[1].const_value is not None:
             return float(reader.inputs[1].const_value.numpy())
-    source = node.inputs[0]
-    back = None if source is None else source.producer()
+    back = dequantizer(node.inputs[0])
     codes = None if back is None or back.inputs[0] is None else back.inputs[0].producer()
     return 0.0 if codes is not None and codes.op_type == "Clip" else np.inf
 
@@ -120,8 +119,18 @@ def _quantized_after(node: ir.Node) -> list[ir.Node]:
     return [one for one in readers if one.op_type == "QuantizeLinear"]
 
 
+def _grid_behind(value: ir.Value | None) -> NDArray[np.float32] | None:
+    """The one scale of the codes that an activation is made of; None if it is made of floats."""
+    producer = dequantizer(value)
+    scale = None if producer is None else producer.inputs[1]
+    if scale is None or scale.const_value is None or len(scale.const_value.shape):
+        return None
+    found: NDArray[np.float32] = scale.const_value.numpy()
+    return found
+
+
 def _scale_behind(value: ir.Value | None) -> NDArray[np.float32] | None:
-    """The scale of the DequantizeLinear that makes a value: one for all, or one for each first index."""
+    """The scale of the DequantizeLinear that makes a weight: one for all, or one for each first index."""
     producer = None if value is None else value.producer()
     if producer is None or producer.op_type != "DequantizeLinear" or "block_size" in producer.attributes:
         return None

@@ -36,11 +36,18 @@ class Drawn:
     floats: Mapping[str, str]
 
 
-def draw_onnx(traced: Traced, tensors: Mapping[str, CompressedTensor], points: Iterable[QuantPoint]) -> Drawn:
+def draw_onnx(
+    traced: Traced,
+    tensors: Mapping[str, CompressedTensor],
+    points: Iterable[QuantPoint],
+    *,
+    every_grid: bool = False,
+) -> Drawn:
     """An ONNX file of the model that ``traced`` was made of: opset 21, names as in its ``state_dict``.
 
     tensors -- what the ``.tersor`` file holds: those with codes keep them, 4 bits where they fit.
     points -- where activations are quantized; layers between them are written for integer kernels.
+    every_grid -- a pair behind what only moves elements too, for a format where each value has its grid.
 
     The same arguments give the same bytes. Raises :class:`ExportError` for an operator that ONNX does not
     have, :class:`TaskError` for a graph that does not take all batches, :class:`VerificationError` for
@@ -53,13 +60,14 @@ def draw_onnx(traced: Traced, tensors: Mapping[str, CompressedTensor], points: I
     _check_float32(traced, placement.points)
     values = {value: stored[key] for value, key in placement.points.items()}
     values |= {value: values[root] for value, root in placement.follows.items()}
+    bare = () if every_grid else set(placement.follows)
     layers = [one.operation for one in placement.decisions if one.action == "integer"]
     integer = {name for one in layers for name in one.weights[:1]}
     annotated = annotated_onnx(traced, values, _matrices(traced))
     probed = tuple(placement.points)
 
     def written(model: ir.Model, exposed: tuple[str, ...]) -> bytes:
-        write_points_(model, values, coded, integer, exposed)
+        write_points_(model, values, coded, integer, bare=bare, probed=exposed)
         keep_apart_(model.graph)
         model.producer_name, model.producer_version = "tersor", ""
         return _serialized(model)

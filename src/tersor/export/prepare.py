@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -55,18 +55,24 @@ def with_outputs(model: ir.Model, values: Iterable[str]) -> bytes:
 
 
 def quantized(
-    model: ir.Model, points: Mapping[str, QuantPoint], weights: Mapping[str, Integers], integer: Iterable[str]
+    model: ir.Model,
+    points: Mapping[str, QuantPoint],
+    weights: Mapping[str, Integers],
+    integer: Iterable[str],
+    *,
+    bare: Collection[str] = (),
 ) -> bytes:
     """The file with activations quantized at ``points``, by value, and with ``weights`` as codes.
 
-    integer -- the weights that integer layers read. Outputs keep their names.
+    integer -- the weights that integer layers read; bare -- as in :func:`tersor.export.qdq.write_points_`.
+    Outputs keep their names.
     """
     copy = model.clone()
     graph = copy.graph
     names = [str(one.name) for one in graph.outputs]
     _insert_points_(graph, points, weights)
     copy.opset_imports[DOMAIN] = 1
-    write_points_(copy, points, weights, integer)
+    write_points_(copy, points, weights, integer, bare=bare)
     keep_apart_(graph)
     _rename_outputs_(graph, names)
     copy.producer_name, copy.producer_version = "tersor", ""

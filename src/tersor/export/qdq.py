@@ -15,6 +15,7 @@ import onnx_ir as ir
 from tersor.export.annotate import DOMAIN, point_name, points
 from tersor.export.biases import quantize_biases_, stay_float_, too_coarse
 from tersor.export.rewrite import (
+    TRANSPARENT,
     constant,
     drop_unread_,
     like,
@@ -31,13 +32,17 @@ def write_points_(
     activations: Mapping[str, QuantPoint],
     weights: Mapping[str, Integers],
     integer: Iterable[str],
+    *,
+    bare: Collection[str] = (),
     probed: Iterable[str] = (),
 ) -> None:
     """Replace the points of an annotated model, in place.
 
     activations -- by the name of the value; weights -- by name, as codes; integer -- the weights that integer
-        layers read. ``probed`` -- values whose points become further outputs, in this order: what they are
-        once quantized, or before that where the runtime takes the scale from each batch.
+        layers read. bare -- values that lie on the grid of what was moved, or picked from, to make them: they
+        get no pair of their own where runtimes need none.
+    probed -- values whose points become further outputs, in this order: what they are once quantized, or
+        before that where the runtime takes the scale from each batch.
     """
     graph, integer = model.graph, set(integer)
     fed = {f"value:{name}" for name, point in activations.items() if point.dynamic}
@@ -52,6 +57,10 @@ def write_points_(
     for node, kind, name in placed:
         if kind == "value":
             source, target = only(node.inputs), node.outputs[0]
+            maker = source.producer()
+            if name in bare and maker is not None and maker.op_type in TRANSPARENT:
+                replace_node_(graph, node, [], target, source)
+                continue
             values[name] = source if activations[name].dynamic else target
             made_of = _quantize_value(graph, node, activations[name], made)
             values = {one: made_of if value is target else value for one, value in values.items()}

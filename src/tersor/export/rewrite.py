@@ -8,6 +8,18 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+# What runtimes pass codes through by themselves: a pair behind one would cost OpenVINO a pass of its own.
+TRANSPARENT = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice")
+
+
+def dequantizer(value: ir.Value | None) -> ir.Node | None:
+    """The DequantizeLinear on whose grid of one scale a value lies, moved or picked from what it made."""
+    producer = None if value is None else value.producer()
+    while producer is not None and producer.op_type in TRANSPARENT:
+        source = producer.inputs[0]
+        producer = None if source is None else source.producer()
+    return producer if producer is not None and producer.op_type == "DequantizeLinear" else None
+
 
 def constant(graph: ir.Graph, name: str, array: Any) -> ir.Value:
     """A new initializer; one of that name that is there already keeps it, and the new one has another."""

@@ -89,7 +89,7 @@ def export_model(
         tensors = {name: reader.read(name) for name in reader.names}
         points = reader.points
     progress("export", 0.0, 1.0)
-    drawn = draw_onnx(traced, tensors, points)
+    drawn = draw_onnx(traced, tensors, points, every_grid=format == "litert")
     if format == "litert":
         drawn = drawn_for_litert(drawn)
     reference = simulated(model, traced, points) if points else model

@@ -311,7 +311,7 @@ def _written(plan: _Plan, points: Mapping[str, QuantPoint]) -> bytes:
         for one in placed.decisions
         if one.action == "integer" and one.operation.weights and one.operation.weights[0] in plan.weights
     }
-    return quantized(plan.model, values, plan.weights, integer)
+    return quantized(plan.model, values, plan.weights, integer, bare=set(placed.follows))
 
 
 def _report(plan: _Plan, points: Mapping[str, Calibrated]) -> Iterator[Touched]:
