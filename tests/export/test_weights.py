@@ -182,10 +182,27 @@ def test_a_zero_point_far_from_the_codes_does_not_wrap_around():
     assert np.array_equal(straight, np.abs(compressed.decode().numpy()))
 
 
-def test_a_channel_of_zeros_takes_a_scale_that_its_bias_fits():
+@pytest.mark.parametrize("grid", [Grid(granularity=CHANNEL), Grid(symmetric=False, granularity=CHANNEL)])
+def test_a_channel_of_zeros_takes_a_scale_that_its_bias_fits(grid):
     dense = weight((3, 4))
     dense[1] = 0
-    compressed = quantize_tensor(dense, Grid(granularity=CHANNEL))
+    compressed = quantize_tensor(dense, grid)
     held = integers(compressed, {"linear"})
-    assert held.scale[1] == max(held.scale[[0, 2]].max(), compressed.form.scale[1])
+    assert held.scale[1] == held.scale[[0, 2]].max() < compressed.form.scale[1]
+    assert held.scale[[0, 2]].tolist() == compressed.form.scale[[0, 2]].tolist()
     assert np.array_equal(values(held), compressed.decode().numpy())
+
+
+def test_a_weight_without_elements_is_taken():
+    for shape in ((0, 4), (4, 0)):
+        for kind in (CHANNEL, Granularity()):
+            form = Affine(np.zeros(shape, np.int32), np.ones(shape[0] if kind is CHANNEL else 1, np.float32),
+                          np.zeros(shape[0] if kind is CHANNEL else 1, np.int32), kind)  # fmt: skip
+            assert isinstance(integers(CompressedTensor(shape, torch.float32, form), {"linear"}), Integers)
+
+
+@pytest.mark.parametrize("kind", [CHANNEL, Granularity()])
+def test_a_weight_of_zeros_takes_a_scale_that_biases_fit(kind):
+    held = integers(quantize_tensor(torch.zeros(3, 4), Grid(granularity=kind)), {"linear"})
+    step = 0.02 * held.scale  # behind values up to 2.55
+    assert (100 / step < 2**31).all() and (step < 1e-5).all() and not values(held).any()

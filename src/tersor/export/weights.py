@@ -32,6 +32,10 @@ _CONTAINERS: tuple[tuple[Any, int, int], ...] = (
     (np.uint8, 0, 255),
 )
 
+# The scale of a weight of zeros, whose bias is held at this times the scale of what comes in: as int32 up to
+# 2^15 of its codes, and to 2^-16 of one.
+_OF_ZEROS = np.float32(2.0**-16)
+
 
 @dataclass(frozen=True, eq=False)
 class Integers:
@@ -103,7 +107,7 @@ def _affine(tensor: CompressedTensor, form: Affine, readers: Collection[str]) ->
     packed = codes.astype(fitting[0])
     kind, axis = form.granularity.kind, form.granularity.axis % len(tensor.shape)
     if kind == "tensor":
-        return Integers(packed, form.scale.reshape(()), zero_point.reshape(()))
+        return Integers(packed, _even_scales(form).reshape(()), zero_point.reshape(()))
     if kind == "channel" and axis and not set(WEIGHTED).isdisjoint(readers):
         return f"it has a scale for each index along axis {axis}: runtimes take one for each output, axis 0"
     if kind == "channel":
@@ -122,10 +126,11 @@ def _affine(tensor: CompressedTensor, form: Affine, readers: Collection[str]) ->
 
 def _even_scales(form: Affine) -> NDArray[np.float32]:
     """The scales; that of a channel of zeros is free, and set so that its bias fits into an int32."""
-    codes = form.codes
-    rest = tuple(at for at in range(codes.ndim) if at != form.granularity.axis % codes.ndim)
-    empty = ~codes.any(axis=rest) & (form.zero_point == 0)
-    return np.where(empty, form.scale.max(initial=0), form.scale).astype(np.float32)
+    channels = np.moveaxis(form.codes, form.granularity.axis, 0)
+    channels = channels.reshape(len(form.scale), form.codes.size // max(len(form.scale), 1))
+    empty = (channels == form.zero_point.reshape(-1, 1)).all(axis=1)
+    largest = form.scale.max(initial=0, where=~empty) or _OF_ZEROS
+    return np.where(empty, largest, form.scale).astype(np.float32)
 
 
 def write_weight_(graph: ir.Graph, node: ir.Node, name: str, weight: Integers | None, integer: bool) -> None:
