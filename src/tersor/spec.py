@@ -44,6 +44,8 @@ class Train:
 
     epochs -- passes over the training loader; may be fractional.
     warmup -- share of the steps over which the rate rises from 0.
+    clip_norm -- the greatest norm of the gradients of a step; those of scales that learn are clipped apart
+        from all others, to the same norm: by their logarithm they are longer by orders of magnitude.
     gradient_bits -- round the gradients of activations to that many bits, stochastically.
     """
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tersor.errors import TargetError, TaskError, TersorError
 from tersor.model.attach import attach_codebook, attach_grid, attach_mask
 from tersor.model.select import Selected, select
-from tersor.model.simulate import FakePoint
+from tersor.model.simulate import FakePoint, scales_that_learn
 from tersor.model.storage import storages
 from tersor.points import QuantPoint
 from tersor.spec import Cluster, Prune, Train
@@ -448,3 +448,20 @@ def test_weights_decay_and_learned_scales_do_not(name):
     assert {id(one) for one in kept["params"]} == {
         id(point.shift), id(layer.parametrizations.weight.original1)
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("learn", [False, True])
+def test_scales_that_learn_take_no_part_of_the_norm_that_clips_weights(learn: bool) -> None:
+    model = build()
+    storage = storages(model)[0]
+    grid = Grid(bits=8, granularity=Granularity("channel", 0))
+    attach_grid(model, storage, quantize_tensor(storage.dense(), grid), grid, latent=True, learn=learn)
+    scales = scales_that_learn(model)
+    before = [one.detach().clone() for one in model.parameters()]
+    phase = Train(epochs=1, lr=1.0, optimizer="sgd", momentum=0.0, clip_norm=1e-3, schedule="constant")
+    fit(model, made_task([(INPUTS, TARGETS)]), phase, seed=0)
+    moved = [(one, float((one.detach() - old).norm())) for one, old in zip(model.parameters(), before, strict=True)]
+    weights = [length for one, length in moved if one not in scales]
+    assert np.linalg.norm(weights) == pytest.approx(1e-3, rel=1e-2)
+    assert all(0 < length < 1.01e-3 for one, length in moved if one in scales)
+    assert len(scales) == learn
