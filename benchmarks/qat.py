@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -29,7 +30,9 @@ from benchmarks.results import write_results
 from tersor.recipe import dump_recipe
 from tersor.spec import Fold, Quantize, Recipe, Rule, Train
 
-RUNS = Path(__file__).resolve().parent.parent / "runs" / "qat"
+HERE = Path(__file__).resolve().parent
+RUNS = HERE.parent / "runs" / "qat"
+ARTIFACTS = HERE / "artifacts"
 COMMAND = "python -m benchmarks.qat"
 ENDS = {"lenet5_caffe": ("0", "7"), "resnet20": ("0", "14")}  # the first and the last layer
 END_BITS = 8
@@ -58,6 +61,11 @@ class Row:
     @property
     def name(self) -> str:
         return f"{self.net}-w{self.bits}a{self.activation_bits}-{self.method}-{self.seed}"
+
+    @property
+    def kept(self) -> bool:
+        """Whether its file is committed: that of what a target is asked for, of one seed."""
+        return (self.bits, self.activation_bits, self.method, self.seed) == (4, 4, "qat", 0)
 
     @property
     def training(self) -> Train | None:
@@ -113,6 +121,9 @@ def run(row: Row) -> dict[str, Any]:
         "seconds": round(result.seconds, 1),
         "recipe": dump_recipe(row.recipe),
     }
+    if row.kept:
+        shutil.copyfile(result.path, ARTIFACTS / f"{row.name}.tersor")
+        known["artifact"] = f"benchmarks/artifacts/{row.name}.tersor"
     (RUNS / row.name / "row.json").write_text(json.dumps(known, indent=1))
     return known
 

@@ -12,6 +12,7 @@ from tersor.spec import Quantize
 @pytest.fixture(autouse=True)
 def runs(monkeypatch, tmp_path):
     monkeypatch.setattr(qat, "RUNS", tmp_path)
+    monkeypatch.setattr(qat, "ARTIFACTS", tmp_path)
     return tmp_path
 
 
@@ -52,9 +53,10 @@ def test_a_row_measures_the_file_and_is_not_run_again(runs, monkeypatch):
     torch.manual_seed(0)
     task = tasks.mnist_task("lenet5_caffe", tasks.NETS["lenet5_caffe"]().state_dict())
     monkeypatch.setattr(tasks, "lenet5_caffe", lambda: task)
-    (row,) = qat.chosen(["lenet5_caffe-w2a4-qat-0"])
+    (row,) = qat.chosen(["lenet5_caffe-w4a4-qat-0"])
     known = qat.run(row)
-    assert known["epochs"] > 0 and 0 < known["size_bytes"] < known["dense_bytes"] / 8
+    assert known["epochs"] > 0 and 0 < known["size_bytes"] < known["dense_bytes"] / 6
+    assert (runs / f"{row.name}.tersor").stat().st_size == known["size_bytes"]
     assert known["drop_points"] == pytest.approx(known["error_percent"] - known["baseline_error_percent"])
     monkeypatch.setattr(qat.tersor, "compress", None)
     assert qat.run(row) == json.loads(json.dumps(known))
