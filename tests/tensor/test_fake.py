@@ -18,6 +18,7 @@ from tersor.tensor.fake import (
     stochastic_round,
 )
 from tersor.tensor.groups import Granularity, group_count, split_groups
+from tersor.tensor.scales import choose_scales
 
 GRANULARITIES = [
     Granularity(),
@@ -335,3 +336,16 @@ def test_a_learned_scale_stays_positive():
         optimizer.step()
     assert torch.isfinite(shift).all()
     assert (learned_scale(start, shift)[1:] > 0).all()
+
+
+@given(st.integers(3, 9), st.floats(1e-5, 1e-2))
+def test_one_channel_of_zeros_leaves_the_gradients_of_the_others_as_they_were(channels, size):
+    weight = torch.from_numpy(np.random.default_rng(channels).normal(0, size, (channels, 64))).float()
+    gradients = []
+    for dead in (False, True):
+        weight[0] *= not dead
+        scales, _ = choose_scales(weight, Grid(8, narrow=True, granularity=Granularity("channel")))
+        shift = torch.zeros(channels, requires_grad=True)
+        learned_scale(torch.from_numpy(scales), shift).backward(torch.ones(channels))
+        gradients.append(shift.grad[1:])
+    assert torch.equal(*gradients)

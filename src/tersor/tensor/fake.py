@@ -24,7 +24,7 @@ from tersor.tensor.affine import Grid
 
 _TINY = float(np.finfo(np.float32).tiny)
 _LEAST_START = 1e-12  # whose square is still a float32
-_LEAST_SHARE = 0.1  # of the mean start
+_LEAST_SHARE = 0.1  # of the median start
 
 Bounds = tuple[Any, Any]  # two floats, or two tensors that broadcast over the input
 
@@ -87,8 +87,9 @@ def learned_scale(start: Tensor, shift: Tensor) -> Tensor:
     as the rate whatever the gradient, would throw a small one below 0 (Jain et al. 2020, TQT, train the
     logarithm of thresholds for that). The gradient to ``shift`` is divided by ``start**2``: so gradient
     descent changes the scale, relatively, as much as if it were the parameter, which is what the gradient
-    scale of :func:`lsq_quantize` is made for. A start below a tenth of the mean of all counts as that: one of
-    a channel that batch norm has all but switched off would move by orders of magnitude in one step.
+    scale of :func:`lsq_quantize` is made for. A start below a tenth of the median of all counts as that: one
+    of a channel that batch norm has all but switched off would move by orders of magnitude in one step. (Not
+    of the mean, which the scale 1 of a single channel of zeros would lift above all others.)
 
     >>> learned_scale(torch.tensor([0.5]), torch.zeros(1))
     tensor([0.5000])
@@ -227,7 +228,7 @@ class _Scale(Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         start, scale = ctx.saved_tensors
-        least = start.clamp(min=max(_LEAST_START, _LEAST_SHARE * float(start.mean())))
+        least = start.clamp(min=max(_LEAST_START, _LEAST_SHARE * float(start.median())))
         return None, gradients[0] * (scale / least) / least
 
 
