@@ -38,7 +38,7 @@ ENDS = {"lenet5_caffe": ("0", "7"), "resnet20": ("0", "14")}  # the first and th
 END_BITS = 8
 TRAINING = {
     "lenet5_caffe": Train(epochs=4, lr=5e-4, warmup=0.05),
-    "resnet20": Train(epochs=3, lr=5e-4, warmup=0.05),
+    "resnet20": Train(epochs=8, lr=3e-4, warmup=0.05),
 }
 
 CONDITIONS = (
