@@ -251,6 +251,13 @@ def test_shapes_that_do_not_fit():
         fake_quantize(torch.ones(4, 2), torch.ones(3), 0, -8, 7, axis=2)
 
 
+def test_a_block_may_be_larger_than_any_memory():
+    x, scale = torch.randn(4, 8), torch.tensor([0.1, 0.2, 0.3, 0.4])
+    by_block = fake_quantize(x, scale, 0, -8, 7, axis=0, block_size=10**15)
+    assert torch.equal(by_block, fake_quantize(x, scale, 0, -8, 7, axis=0))
+    assert fake_quantize(torch.ones(3, 0), torch.ones(0), 0, -8, 7, axis=0, block_size=5).shape == (3, 0)
+
+
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (0, 3), (3, 0)])
 def test_shapes_at_the_edge(grid, shape):

@@ -334,7 +334,8 @@ def _spread(values: Tensor, shape: torch.Size, axis: int | None, block_size: int
         wide = [1] * len(shape)
         wide[axis] = channels
         return values.reshape(wide)
-    rows = values.reshape(channels, inside).repeat_interleave(block_size, 1)[:, : prod(rest)]
+    width = min(block_size, prod(rest))  # a block may be larger than a channel
+    rows = values.reshape(channels, inside).repeat_interleave(width, 1)[:, : prod(rest)]
     return rows.reshape(channels, *rest).movedim(0, axis)
 
 
