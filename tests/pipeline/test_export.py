@@ -231,6 +231,28 @@ def test_every_mode_agrees_with_the_quantized_model(mode):
     )
 
 
+@pytest.mark.parametrize(
+    ("runtime", "size"),
+    [
+        ("onnxruntime", 16),
+        ("onnxruntime", 18),
+        ("openvino", 16),
+    ],  # OpenVINO: such as divide a row, at any bits
+)
+@pytest.mark.parametrize("activations", ["static", "dynamic"])
+def test_blocks_of_8_bits_are_multiplied_with_what_is_quantized(size, activations, runtime):
+    # ONNX Runtime would fuse the two, into kernels that take no blocks.
+    if runtime == "openvino":
+        pytest.importorskip("openvino")
+    task = nets.small_task()
+    step = Quantize(granularity="block", block_size=size, activations=activations, symmetric=size == 16)
+    found, made = agreement(task, in_memory(task, step), runtime)
+    assert found.largest <= 1
+    held = {one.name: one for one in onnx.load_from_string(made.content).graph.initializer}
+    for name in ("hidden.weight", "head.weight"):
+        assert held[name].data_type == onnx.TensorProto.INT8
+
+
 def test_few_bits_are_stored_in_few():
     sizes = [
         len(drawn(task, in_memory(task, Quantize(bits=bits, activations="none")))[1].content)

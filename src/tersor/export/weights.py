@@ -3,7 +3,8 @@
 Of integer layers: DequantizeLinear on int8, behind a Cast where four bits are stored, behind a Gather where
 they are a codebook on an int8 grid. Of float layers: Cast and Mul, which runtimes compute once when they load
 (a DequantizeLinear they would compute at every inference). Blocks of linear layers: DequantizeLinear, for
-kernels that multiply by four bits; of others: Cast, Reshape and Mul.
+kernels that multiply floats by blocks; of others, and blocks of eight bits behind a quantized value: Cast,
+Reshape and Mul.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from tersor.export.rewrite import constant, replace_value_, swaps
+from tersor.export.rewrite import constant, dequantizer, like, replace_value_, swaps
 from tersor.points import RECURRENT, WEIGHTED
 from tersor.tensor.codebook import int8_levels
 from tersor.tensor.compressed import Affine, Codebook, CompressedTensor
@@ -65,6 +66,12 @@ class Integers:
         scale = self.scale.T if self.block else self.scale
         zero_point = self.zero_point.T if self.block else self.zero_point
         return Integers(self.codes.T, scale, zero_point, 1 - self.axis, self.block, self.codebook)
+
+    def split(self) -> Integers:
+        """The same, of a matrix in blocks that divide its rows, for a runtime to fold into floats."""
+        shape = (*self.scale.shape, 1)
+        scale, zero_point = self.scale.reshape(shape), self.zero_point.reshape(shape)
+        return Integers(self.codes, scale, zero_point, blocks=(*self.scale.shape, self.block))
 
 
 def integers(tensor: CompressedTensor, readers: Collection[str]) -> Integers | str:
@@ -146,6 +153,10 @@ def write_weight_(graph: ir.Graph, node: ir.Node, name: str, weight: Integers | 
         graph.remove(node, safe=True)
         return
     graph.initializers.pop(str(source.name), None)
+    # ONNX Runtime fuses 8 bits with a quantized value, into kernels that take no blocks; not 4 bits.
+    apart = bool(weight.block) and weight.codes.dtype in (np.int8, np.uint8) and _meets_codes(target)
+    if apart and not weight.codes.shape[1] % weight.block:
+        weight, apart = weight.split(), False
     turned = [user for user in target.consumers() if swaps(user) and not weight.blocks]
     straight = len(turned) < len(list(target.consumers())) or target.is_graph_output()
     for transposed in (False, True):
@@ -154,6 +165,9 @@ def write_weight_(graph: ir.Graph, node: ir.Node, name: str, weight: Integers | 
         held = weight.transposed() if transposed else weight
         label = f"{name}_transposed" if transposed and straight else name
         nodes, value = _decoded(graph, label, held, integer)
+        if apart:  # nothing fuses with a Sum
+            nodes.append(ir.node("Sum", [value], name=f"{label}_apart"))
+            value = like(nodes[-1].outputs[0], value, f"{label}_apart")
         graph.insert_before(node, nodes)
         if transposed:
             for user in turned:
@@ -162,6 +176,16 @@ def write_weight_(graph: ir.Graph, node: ir.Node, name: str, weight: Integers | 
         else:
             replace_value_(graph, target, value)
     graph.remove(node, safe=True)
+
+
+def _meets_codes(weight: ir.Value) -> bool:
+    """Whether a weight is multiplied with a value that is made of codes."""
+    readers = [
+        node
+        for user in weight.consumers()
+        for node in (user.outputs[0].consumers() if swaps(user) else (user,))
+    ]
+    return any(node.op_type == "MatMul" and dequantizer(node.inputs[0]) is not None for node in readers)
 
 
 def _decoded(graph: ir.Graph, name: str, weight: Integers, integer: bool) -> tuple[list[ir.Node], ir.Value]:
