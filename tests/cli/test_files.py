@@ -189,3 +189,29 @@ def test_an_onnx_file_there_and_back(tmp_path, capfd):
     assert onnx.load(tmp_path / "out.onnx") == onnx.load(tmp_path / "in.onnx")
     assert run(["unpack", str(tmp_path / "m.tersor"), "-o", str(tmp_path / "out.safetensors")]) == 2
     assert "does not end in .onnx" in capfd.readouterr().err
+
+
+def test_unpack_replaces_nothing_but_the_very_bytes(checkpoint, tmp_path, capfd):
+    packed, out = tmp_path / "a.tersor", tmp_path / "b.safetensors"
+    data(capfd, "pack", checkpoint, "-o", packed)
+    command = ["unpack", str(packed), "-o", str(out)]
+    assert run(command) == run(command) == 0
+    same = out.read_bytes()
+    out.write_bytes(b"a file of the user's")
+    capfd.readouterr()
+    assert run(command) == 2
+    assert capfd.readouterr().err.splitlines()[-1].endswith("take another name, or --force (replace=True)")
+    assert out.read_bytes() == b"a file of the user's"
+    assert sorted(one.suffix for one in tmp_path.iterdir()) == [".safetensors", ".safetensors", ".tersor"]
+    assert run([*command, "--force"]) == 0 and out.read_bytes() == same
+
+
+def test_pack_replaces_only_tersor_files(checkpoint, tmp_path, capfd):
+    out = tmp_path / "a.tersor"
+    command = ["pack", str(checkpoint), "-o", str(out)]
+    out.write_bytes(b"a file of the user's")
+    assert run(command) == 2 and out.read_bytes() == b"a file of the user's"
+    assert run([*command, "--force"]) == run(command) == 0
+    assert run(["pack", str(checkpoint), "-o", str(tmp_path / "notes.txt"), "--force"]) == 2
+    assert "packed files end in .tersor" in capfd.readouterr().err
+    assert not (tmp_path / "notes.txt").exists()

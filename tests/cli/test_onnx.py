@@ -95,3 +95,12 @@ def test_data_go_with_an_onnx_file_alone(task_file, tmp_path, capfd):
 def test_a_folder_of_somebody_is_refused(model, tmp_path, capfd):
     assert run(["compress", str(model), "--data", str(tmp_path / "data.npz"), "-o", str(tmp_path)]) == 2
     assert "did not write" in capfd.readouterr().err
+
+
+def test_a_model_of_the_user_in_the_folder_is_not_replaced(model, tmp_path, capfd):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "model.onnx").write_bytes(model.read_bytes())
+    assert run(["compress", str(model), "--data", str(tmp_path / "data.npz"), "-o", str(out)]) == 2
+    assert "model.onnx" in capfd.readouterr().err
+    assert (out / "model.onnx").read_bytes() == model.read_bytes()

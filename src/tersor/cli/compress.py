@@ -10,13 +10,13 @@ import click
 from click.core import ParameterSource
 
 from tersor.cli import console
+from tersor.cli.target import is_ours
 from tersor.spec import Recipe
 from tersor.task import Task
 
-# What a run writes into its folder, finished or not; anything else there is somebody's.
+# What a run writes into its folder, finished or not; files exported there have a mark, others are somebody's.
 OURS = (
     "model.tersor",
-    "model.onnx",
     "result.json",
     "recipe.yaml",
     "stages",
@@ -123,7 +123,11 @@ def _plan(task: Task, recipe: Recipe, seed: int) -> dict[str, Any]:
 def _check_out(out: Path) -> None:
     if not out.is_dir():
         return
-    foreign = sorted(one.name for one in out.iterdir() if not any(one.match(pattern) for pattern in OURS))
+    foreign = sorted(
+        one.name
+        for one in out.iterdir()
+        if not any(one.match(pattern) for pattern in OURS) and not (one.suffix != ".tersor" and is_ours(one))
+    )
     if foreign:
         raise click.BadParameter(
             f"{str(out)!r} holds files that tersor did not write ({', '.join(foreign[:3])}"

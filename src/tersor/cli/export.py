@@ -25,23 +25,29 @@ from tersor.cli import console
 @click.option("--runtime", help="Where to check an ONNX file: onnxruntime (default) or openvino.")
 @click.option("--batches", type=click.IntRange(min=1), default=4, show_default=True,
               help="Test batches that the check runs.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace a file that tersor did not write.")
 @click.option("--json", "as_json", is_flag=True, help="What was written and how well it agrees, as JSON.")
 def export(
-    task: str, file: Path, out: Path | None, form: str, runtime: str | None, batches: int, as_json: bool
-) -> None:
+    task: str, file: Path, out: Path | None, form: str, runtime: str | None, batches: int, force: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Write a .tersor file for another runtime, and check it there.
 
     FILE may also be the folder of a result. Nothing is left where the runtime does not compute what the
-    model does: exit code 5.
+    model does: exit code 5. A file that is there is replaced if tersor wrote it.
     """
     with console.json_alone(as_json) as emit:
         import tersor
+        from tersor.cli.target import check_ending, check_target
         from tersor.cli.task_ref import load_task
         from tersor.pipeline.export import ENDINGS
         from tersor.report import format_bytes
 
         source = file / "model.tersor" if file.is_dir() else file
         target = out or source.with_suffix(ENDINGS.get(form, f".{form}"))
+        if form in ENDINGS:
+            check_ending(target, ENDINGS[form], f"files of {form}")
+            check_target(target, force=force)
         with console.progress() as progress:
             done = tersor.export_model(
                 load_task(task), source, target, format=form, runtime=runtime, batches=batches,

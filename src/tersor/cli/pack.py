@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _IN = click.Path(exists=True, dir_okay=False, path_type=Path)
 _OUT = click.Path(dir_okay=False, path_type=Path)
+_FORCE = click.option("--force", is_flag=True, help="Replace a file that is there, whoever wrote it.")
 
 
 @click.command()
@@ -30,17 +31,22 @@ _OUT = click.Path(dir_okay=False, path_type=Path)
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Keep these losslessly.")
 @click.option("--speed", type=click.Choice(["fast", "balanced", "small"]), default="balanced",
               show_default=True, help="How fast the file has to be to read.")  # fmt: skip
+@_FORCE
 @click.option("--json", "as_json", is_flag=True, help="What was packed as JSON on stdout.")
-def pack(source: Path, out: Path, as_json: bool, **options: Any) -> None:
+def pack(source: Path, out: Path, force: bool, as_json: bool, **options: Any) -> None:
     """Pack a .safetensors or an .onnx file, without a task.
 
     IN may also be the model.safetensors.index.json of a sharded checkpoint. The graph of an ONNX file is
-    stored with its weights. Takes one of --bits, --clusters, --max-error and --lossless.
+    stored with its weights. Takes one of --bits, --clusters, --max-error and --lossless. A .tersor file that
+    is there is replaced.
     """
     with console.json_alone(as_json) as emit:
         import tersor
+        from tersor.cli.target import check_ending, check_target
         from tersor.report import format_bytes
 
+        check_ending(out, ".tersor", "packed files")
+        check_target(out, force=force)
         with console.progress() as progress:
             report = tersor.pack(source, out, **options, progress=progress)
         size = report.ledger.file_bytes
@@ -77,17 +83,21 @@ def _table(report: PackReport) -> Table:
 @click.command()
 @click.argument("source", metavar="IN.tersor", type=_IN)
 @click.option("-o", "--out", type=_OUT, required=True, help="The .safetensors (or .onnx) file to write.")
+@_FORCE
 @click.option("--json", "as_json", is_flag=True, help="What was unpacked as JSON on stdout.")
-def unpack(source: Path, out: Path, as_json: bool) -> None:
+def unpack(source: Path, out: Path, force: bool, as_json: bool) -> None:
     """Decode a .tersor file into the .safetensors or .onnx file.
 
-    It is what the file was packed from: .onnx if it holds a graph, else .safetensors.
+    It is what the file was packed from: .onnx if it holds a graph, else .safetensors. A file that is there
+    stays as it is, unless with --force.
     """
     with console.json_alone(as_json) as emit:
         import tersor
+        from tersor.cli.target import is_ours
         from tersor.report import format_bytes
 
+        replace = force or (out.suffix == ".onnx" and is_ours(out))
         with console.progress() as progress:
-            size = tersor.unpack(source, out, progress=progress)
+            size = tersor.unpack(source, out, replace=replace, progress=progress)
         console.say(f"wrote {out}: {format_bytes(size)}")
         emit({"out": str(out), "size_bytes": size})

@@ -49,7 +49,9 @@ def save_openvino(content: bytes, path: Path) -> None:
     """
     openvino = _library()
     with _refusals(openvino):
-        openvino.save_model(_core().read_model(content), path, compress_to_fp16=False)
+        model = _core().read_model(content)
+        model.set_rt_info("tersor", ["written_by"])  # the mark by which a later export may replace it
+        openvino.save_model(model, path, compress_to_fp16=False)
 
 
 @cache

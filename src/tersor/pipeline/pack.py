@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from filecmp import cmp
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Literal, TypedDict, Unpack
 
@@ -138,14 +140,25 @@ def pack(
     return PackReport(ledger, opened.size_bytes, tuple(rows), perf_counter() - started)
 
 
-def unpack(source: str | Path, out: str | Path, *, progress: Progress = silent) -> int:
+def unpack(source: str | Path, out: str | Path, *, replace: bool = True, progress: Progress = silent) -> int:
     """Write a ``.tersor`` file's dense tensors as the kind of file they came from; returns its bytes.
 
     That is an ``.onnx`` file if the graph of one is attached, else ``.safetensors``. Names, shapes and dtypes
-    are those of the file; tied weights are written under each of their names. Raises :class:`SpecError` if
-    ``out`` ends like the other kind.
+    are those of the file; tied weights are written under each of their names.
+
+    replace -- False: a file at ``out`` stays, and has to hold the very bytes already.
+
+    Raises :class:`SpecError` if ``out`` ends like the other kind, and for another file that is there.
     """
     _check_apart(Path(out), [Path(source)])
+    if not replace and Path(out).is_file():
+        with TemporaryDirectory(prefix=".tersor-", dir=Path(out).parent) as folder:
+            again = Path(folder) / Path(out).name
+            size = unpack(source, again, progress=progress)
+            if not cmp(again, out, shallow=False):
+                raise SpecError(f"{out} exists, and holds something else: take another name, or --force "
+                                "(replace=True)")  # fmt: skip
+        return size
     with Reader(source) as reader:
         infos = {one.name: TensorInfo(one.name, one.shape, torch_dtype(one.dtype)) for one in reader.entries}
         for alias, name in reader.aliases.items():
