@@ -1,5 +1,7 @@
 """Graphs of real modules: operations, keys, and running a model through its graph."""
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -150,18 +152,26 @@ def test_keyword_arguments_and_varying_lengths():
         run(batch["ids"], batch["mask"])
 
 
-def test_a_model_that_looks_at_its_data_is_refused_in_one_line():
+def test_a_model_that_looks_at_its_data_is_refused_in_one_line(capsys):
     class Looks(nn.Module):
         def __init__(self):
             super().__init__()
             self.fc = nn.Linear(3 * 64, 2)
 
         def forward(self, x):
-            return self.fc(x.flatten(1)) if x.sum() > 0 else x
+            print("the model's own words", file=sys.stderr)
+            return self.fc(x.flatten(1)) if x.sum().item() > 3 else x
 
     model = Looks()
-    with pytest.raises(TaskError, match=r"cannot be traced by torch.export"):
-        trace(model, model_inputs(task(model, batches(2)), model))
+    inputs = model_inputs(task(model, batches(2)), model)
+    capsys.readouterr()
+    with pytest.raises(TaskError, match=r"cannot be traced by torch.export") as caught:
+        trace(model, inputs)
+    said = str(caught.value)
+    assert f"at {__file__}, line " in said and "if x.sum().item() > 3 else x)" in said
+    assert "cluster, cluster-tune, deep-compression" in said and "\n" not in said
+    out, err = capsys.readouterr()
+    assert out == "" and set(err.splitlines()) == {"the model's own words"}
 
 
 def test_a_forward_that_goes_around_the_model_is_refused():

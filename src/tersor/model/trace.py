@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
+from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -112,8 +117,10 @@ def exported(model: nn.Module, inputs: Inputs) -> ExportedProgram:
     """:func:`torch.export.export`, quiet, its error in one line."""
     logger = logging.getLogger("torch")
     level = logger.level
+    printed = StringIO()  # torch prints the half-made graph there when it fails
+    half = ""
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), redirect_stderr(printed), torch.no_grad():
             warnings.simplefilter("ignore")
             logger.setLevel(logging.ERROR)
             return torch.export.export(
@@ -121,13 +128,27 @@ def exported(model: nn.Module, inputs: Inputs) -> ExportedProgram:
             )
     except Exception as error:  # torch.export has no root of errors; all mean that the model is not traceable
         lines = str(error).strip().splitlines()
-        reason = lines[0] if lines else type(error).__name__
+        reason = lines[0].rstrip(" .") if lines else type(error).__name__
+        half = f"{getattr(error, 'partial_fx_graph', '')}\n"
         raise TaskError(
-            f"the model cannot be traced by torch.export: {reason}. Integer inference and ONNX need a graph: "
-            "remove what depends on the data, or leave the quantize step out"
+            f"the model cannot be traced by torch.export{_place(error)}: {reason}. Fold, smooth, quantize "
+            "and exports need a graph: remove what depends on the data there, or take a recipe that needs "
+            "none (cluster, cluster-tune, deep-compression)"
         ) from error
     finally:
         logger.setLevel(level)
+        text = printed.getvalue()
+        sys.stderr.write(text.replace(half, "") if half.strip() else text)
+
+
+def _place(error: BaseException) -> str:
+    """Where in the user's code: the innermost frame that is neither torch's nor ours."""
+    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [one for one in frames if not one.filename.startswith(ours)]
+    if not theirs:
+        return ""
+    return f" at {theirs[-1].filename}, line {theirs[-1].lineno} ({theirs[-1].line})"
 
 
 def _operations(graph: fx.Graph, tensors: Mapping[str, str], parameters: set[str]) -> list[Operation]:
