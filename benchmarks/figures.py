@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+QAT_WORDS = {"ptq": "calibrated", "qat": "trained", "taught": "trained by the float net"}
 STAGES = ("pruned", "clustered", "coded")
 PAGE = Path(__file__).parent.parent / "docs" / "figures.md"
 
@@ -254,7 +255,7 @@ def qat(stored: Row) -> list[str]:
     """A line a net and width of weights: test errors, calibrated and trained, by the width of activations."""
     cells: dict[tuple[str, int], dict[str, list[Row]]] = {}
     for row in stored["rows"]:
-        way = f"{row['activation_bits']}-bit activations, {'trained' if row['epochs'] else 'calibrated'}"
+        way = f"{row['activation_bits']}-bit activations, {QAT_WORDS[row['method']]}"
         cells.setdefault((row["net"], row["bits"]), {}).setdefault(way, []).append(row)
     ways = sorted({way for own in cells.values() for way in own}, reverse=True)
     lines = [

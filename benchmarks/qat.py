@@ -4,7 +4,8 @@
 
 Each row folds the batch norms, calibrates activations by the least squared error, and puts the weights on a
 grid for each channel, of the least squared error below 8 bits. ``qat`` then trains weights, biases and scales
-(Esser et al. 2020, LSQ). As there, the first and the last layer have weights and inputs of 8 bits in every
+(Esser et al. 2020, LSQ); ``taught`` does too, with the float net's outputs as soft targets in the task's loss
+(Hinton et al. 2015). As there, the first and the last layer have weights and inputs of 8 bits in every
 row. Errors are those of the file on the 10,000 test images with the activations quantized; the settings were
 chosen by validation errors. A row that was interrupted goes on where it stopped; finished ones are not run
 again.
@@ -15,18 +16,21 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 import tersor
 from benchmarks import tasks
 from benchmarks.results import write_results
+from benchmarks.tasks import ImageBatch
+from tersor.model.restore import trained_model
 from tersor.recipe import dump_recipe
 from tersor.spec import Fold, Quantize, Recipe, Rule, Train
 
@@ -37,9 +41,11 @@ COMMAND = "python -m benchmarks.qat"
 ENDS = {"lenet5_caffe": ("0", "7"), "resnet20": ("0", "14")}  # the first and the last layer
 END_BITS = 8
 TRAINING = {
-    "lenet5_caffe": Train(epochs=4, lr=5e-4, warmup=0.05),
-    "resnet20": Train(epochs=8, lr=3e-4, warmup=0.05),
+    ("lenet5_caffe", "qat"): Train(epochs=4, lr=5e-4, warmup=0.05),
+    ("resnet20", "qat"): Train(epochs=8, lr=3e-4, warmup=0.05),
+    ("resnet20", "taught"): Train(epochs=5, lr=1e-4, warmup=0.05),
 }
+TEMPERATURE, SOFT_SHARE = 4.0, 0.9  # of soft targets, and their part of the loss
 
 CONDITIONS = (
     "activation_bits holds for what layers with weights read, 8 for what only additions and poolings read; "
@@ -50,7 +56,7 @@ PRINTED = ("net", "bits", "activation_bits", "method", "error_percent", "baselin
 
 @dataclass(frozen=True)
 class Row:
-    """One file: a net, the bits of its weights and activations, ``ptq`` or ``qat``."""
+    """One file: a net, the bits of its weights and activations, ``ptq``, ``qat`` or ``taught``."""
 
     net: str
     bits: int
@@ -65,11 +71,11 @@ class Row:
     @property
     def kept(self) -> bool:
         """Whether its file is committed: that of what a target is asked for, of one seed."""
-        return (self.bits, self.activation_bits, self.method, self.seed) == (4, 4, "qat", 0)
+        return (self.bits, self.activation_bits, self.seed) == (4, 4, 0) and self.method != "ptq"
 
     @property
     def training(self) -> Train | None:
-        return TRAINING[self.net] if self.method == "qat" else None
+        return None if self.method == "ptq" else TRAINING[self.net, self.method]
 
     @property
     def recipe(self) -> Recipe:
@@ -92,7 +98,9 @@ ROWS = tuple(
     for method in ("ptq", "qat")
     for bits in (8, 4, 3, 2, 1)
     for activation_bits in (8, 4)
-) + tuple(Row(net, 4, 4, "qat", seed) for net in ENDS for seed in SEEDS[1:])
+)
+ROWS += tuple(Row(net, 4, 4, "qat", seed) for net in ENDS for seed in SEEDS[1:])
+ROWS += tuple(Row("resnet20", 4, 4, "taught", seed) for seed in SEEDS)
 
 
 def run(row: Row) -> dict[str, Any]:
@@ -102,6 +110,8 @@ def run(row: Row) -> dict[str, Any]:
     if done is not None:
         return done
     task = getattr(tasks, row.net)()
+    if row.method == "taught":
+        task = replace(task, loss=taught_by(trained_model(task)))
     result = tersor.compress(task, row.recipe, out=RUNS / row.name, seed=row.seed, progress=_print_epoch)
     known = {
         "net": row.net,
@@ -126,6 +136,19 @@ def run(row: Row) -> dict[str, Any]:
         known["artifact"] = f"benchmarks/artifacts/{row.name}.tersor"
     (RUNS / row.name / "row.json").write_text(json.dumps(known, indent=1))
     return known
+
+
+def taught_by(teacher: nn.Module) -> Callable[[Tensor, ImageBatch], Tensor]:
+    """The task's loss with the outputs of ``teacher`` as soft targets (Hinton et al. 2015, section 2)."""
+    teacher.eval().requires_grad_(False)
+
+    def loss(output: Tensor, batch: ImageBatch) -> Tensor:
+        soft = (tasks.forward(teacher, batch) / TEMPERATURE).log_softmax(1)
+        own = (output / TEMPERATURE).log_softmax(1)
+        distance = nn.functional.kl_div(own, soft, log_target=True, reduction="batchmean") * TEMPERATURE**2
+        return SOFT_SHARE * distance + (1 - SOFT_SHARE) * tasks.loss(output, batch)
+
+    return loss
 
 
 def finished(row: Row) -> dict[str, Any] | None:
