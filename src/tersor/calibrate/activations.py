@@ -66,17 +66,22 @@ def observing(
         yield run, {value: observer.seen for value, observer in observers.items()}
 
 
+def calibration_loader(task: Task) -> Iterable[Batch]:
+    """The training data, else the validation data, else nothing."""
+    # Not by their truth: a DataLoader over an iterable dataset has none, since it has no length.
+    return next((one for one in (task.train, task.validation) if one is not None), ())
+
+
 def calibration_batches(task: Task, batches: int) -> Iterator[Batch]:
     """The first ``batches`` of the training data, else of the validation data; never of the test data.
 
     Raises :class:`TaskError` if there are neither.
     """
-    loader = task.validation if task.train is None else task.train
-    if loader is None:
+    if task.train is None and task.validation is None:
         raise TaskError(f"task {task.name!r} has neither train nor validation data: scales of activations "
                         "are calibrated on one of them")  # fmt: skip
     empty = True
-    for batch in islice(iter(loader), batches):
+    for batch in islice(iter(calibration_loader(task)), batches):
         empty = False
         yield batch
     if empty:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -30,7 +31,8 @@ class LayerRounding:
     """Learns the rounding of one layer after another: each by the float layer's result, on inputs as they
     are with the layers before it quantized (Nagel et al. 2020, AdaRound, section 3.2).
 
-    reference -- the float model on the same graph.
+    reference -- the float model on the same graph. seeded -- what each layer draws its batches in: the same
+        chance for all of them.
     """
 
     reference: nn.Module
@@ -38,6 +40,7 @@ class LayerRounding:
     task: Task
     batches: int
     device: str = "cpu"
+    seeded: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def obstacle(self, name: str) -> str:
         """Why a weight cannot be learned so, or ""."""
@@ -92,12 +95,13 @@ class LayerRounding:
 
     def _batches(self, samples: int) -> list[Batch]:
         found, count = [], 0
-        for batch in calibration_batches(self.task, self.batches):
-            found.append(to_device(batch, self.device))
-            leaves = [one for one in torch.utils._pytree.tree_leaves(batch) if isinstance(one, Tensor)]
-            count += len(leaves[0]) if leaves and leaves[0].ndim else 1
-            if count >= samples:
-                break
+        with self.seeded():
+            for batch in calibration_batches(self.task, self.batches):
+                found.append(to_device(batch, self.device))
+                leaves = [one for one in torch.utils._pytree.tree_leaves(batch) if isinstance(one, Tensor)]
+                count += len(leaves[0]) if leaves and leaves[0].ndim else 1
+                if count >= samples:
+                    break
         return found
 
     def _values(self, model: nn.Module, value: str, batches: list[Batch]) -> Tensor:

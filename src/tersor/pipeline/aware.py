@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tersor.calibrate.activations import calibration_loader
 from tersor.calibrate.norms import channel_moments
 from tersor.errors import TargetError
 from tersor.model.channels import Layer, Layers
@@ -75,7 +76,7 @@ def quantization_aware(
         reason = f"{skipped[0][0]}: {skipped[0][1]}" if skipped else "no batch norm was folded"
         raise TargetError(f"freeze_norms is {step.freeze_norms}, and no layer can have a norm: {reason}")
     values = {layer.node.name: layer for layer in layers.values()}
-    with Randomness(task.train or task.validation or ()).seeded(seed):
+    with Randomness(calibration_loader(task)).seeded(seed):
         moments = channel_moments(run, values, task, step.batches, device=device, progress=progress)
     norms = {value: OutputNorm(*found).to(device) for value, found in moments.items()}
     biases = [

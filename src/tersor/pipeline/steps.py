@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from tersor.calibrate.activations import calibration_loader
 from tersor.calibrate.bias import correct_biases_
 from tersor.calibrate.fisher import diagonal_fisher
 from tersor.calibrate.norms import reestimate_norms_
@@ -107,7 +110,7 @@ def _cluster(work: Work, step: Cluster, context: Context) -> list[Touched]:
     weighed = {name for name, spec in specs.items() if spec.importance == "fisher"}
     importance: dict[str, NDArray[np.float32]] = {}
     if weighed:
-        with Randomness(context.task.train or ()).seeded(context.seed):
+        with _seeded(context):
             importance = diagonal_fisher(
                 model, context.task, weighed, batches=step.fisher_batches, device=context.device
             )
@@ -178,7 +181,8 @@ def _fold(work: Work, step: Fold, context: Context) -> list[Touched]:
             "activations are quantized already, and folding changes them: fold before you quantize"
         )
     if step.reestimate:
-        reestimate_norms_(work.model, context.task, step.reestimate, context.device)
+        with _seeded(context):
+            reestimate_norms_(work.model, context.task, step.reestimate, context.device)
     folded = fold_batch_norms_(work.model, work.traced(context.task))
     work.changes += folded.changes
     rows = [Touched(one.path, True, "folded") for one in folded.changes if one.attribute == "identity"]
@@ -194,8 +198,7 @@ def _smooth(work: Work, step: Smooth, context: Context) -> list[Touched]:
     selected = select(work.model, step)
     chosen = {one.storage.name: one.storage for one in selected if one.step is not None}
     alphas = {one.storage.name: cast(Smooth, one.step).alpha for one in selected if one.step is not None}
-    loader = context.task.train or context.task.validation or ()
-    with Randomness(loader).seeded(context.seed):
+    with _seeded(context):
         done = smooth_(
             work.model, work.traced(context.task), alphas, chosen, context.task, step.batches,
             device=context.device, progress=inside(context.progress, step.name),
@@ -211,12 +214,14 @@ def _smooth(work: Work, step: Smooth, context: Context) -> list[Touched]:
 
 def _quantize(work: Work, step: Quantize, context: Context) -> list[Touched]:
     planned = plan_quantization(work, step, context.task)
-    with Randomness(context.task.train or context.task.validation or ()).seeded(context.seed):
+    with _seeded(context):
         points = calibrated_points(
             work, planned, step, context.task, device=context.device, progress=context.progress
         )
     reference = deepcopy(work.model).eval()
-    learner = LayerRounding(reference, planned.traced, context.task, step.batches, context.device)
+    learner = LayerRounding(
+        reference, planned.traced, context.task, step.batches, context.device, partial(_seeded, context)
+    )
     quantize_weights_(work, planned, step, learner, context.progress)
     work.points = merged_points(work, planned, points)
     rows: list[Touched] = []
@@ -241,12 +246,18 @@ def _correct_biases(
     work: Work, planned: Planned, step: Quantize, context: Context, reference: nn.Module
 ) -> list[Touched]:
     run = simulated(work.model, planned.traced, work.points)
-    done = correct_biases_(
-        run, reference, context.task, step.batches, device=context.device,
-        progress=inside(context.progress, f"{step.name}: bias"),
-    )  # fmt: skip
+    with _seeded(context):
+        done = correct_biases_(
+            run, reference, context.task, step.batches, device=context.device,
+            progress=inside(context.progress, f"{step.name}: bias"),
+        )  # fmt: skip
     moved = [Touched(f"{path} (bias)", True, f"mean error was {error:.3g}") for path, error in done.layers]
     return moved + [Touched(f"{path} (bias)", False, reason) for path, reason in done.skipped]
+
+
+def _seeded(context: Context) -> AbstractContextManager[None]:
+    """What data is drawn in outside of training: with the seed of the run, whatever was drawn before."""
+    return Randomness(calibration_loader(context.task)).seeded(context.seed)
 
 
 def _train(

@@ -8,7 +8,7 @@ from dataclasses import asdict, astuple, dataclass, field
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -249,7 +249,10 @@ def _train_loader(task: Task) -> Iterable[Batch]:
 
 
 def _count_batches(task: Task, loader: Iterable[Batch]) -> int:
-    batches = len(loader) if isinstance(loader, Sized) else sum(1 for _ in loader)
+    try:
+        batches = len(cast(Sized, loader))
+    except TypeError:  # what is Sized may have no length: a DataLoader over an iterable dataset
+        batches = sum(1 for _ in loader)
     if not batches:
         raise TaskError(f"task {task.name!r}: the train loader is empty")
     return batches
