@@ -1,11 +1,14 @@
 """Gradients that are rounded while a model trains."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import tersor
 from tersor.errors import SpecError
+from tersor.model.attach import attach_mask
+from tersor.model.storage import storages
 from tersor.spec import Train
 from tersor.train.gradients import quantized_gradients
 from tersor.train.loop import fit
@@ -33,6 +36,20 @@ def test_gradients_are_rounded_and_right_in_the_mean():
     for at, wanted in enumerate(exact):
         mean = torch.stack([one[at] for one in draws]).mean(0)
         assert torch.allclose(mean, wanted, atol=0.03 * float(wanted.abs().max()))
+
+
+def test_what_makes_a_weight_passes_its_gradient_on_as_it_is():
+    model = net()
+    for storage in storages(model)[::2]:
+        attach_mask(model, storage, np.ones(storage.shape, np.bool_))
+    with quantized_gradients(model, 2):
+        layer = model[2]
+        hooked = [name for name, one in model.named_modules() if one._forward_hooks]
+        weight = layer.weight
+        (weight * torch.linspace(0, 1, weight.numel()).reshape(weight.shape)).sum().backward()
+        seen = layer.parametrizations.weight.original.grad
+    assert hooked == ["0", "2"]
+    assert torch.equal(seen.flatten(), torch.linspace(0, 1, weight.numel()))
 
 
 def test_no_hook_stays_behind():

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from tersor.model.output_norm import OutputNorm
 from tersor.model.simulate import FakePoint, FollowingPoint
@@ -19,7 +20,8 @@ NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, OutputNorm
 def quantized_gradients(model: nn.Module, bits: int | None) -> Iterator[None]:
     """Round the gradient of what each layer with parameters gives to ``bits`` bits, stochastically, inside.
 
-    In a model that runs through its graph it is that of its points. Norms are left out. The random numbers
+    In a model that runs through its graph it is that of its points. Norms are left out, and so is what makes
+    a weight: gradients of weights stay as they are. The random numbers
     are torch's own, which a seeded phase draws anew each time (Zhou et al. 2016, DoReFa-Net, section 2.5).
     Nothing happens where ``bits`` is None.
     """
@@ -32,7 +34,17 @@ def quantized_gradients(model: nn.Module, bits: int | None) -> Iterator[None]:
             return output
 
         points = (FakePoint, FollowingPoint)
-        layers = [one for one in model.modules() if isinstance(one, points) or _is_layer(one)]
+        of_weights = {
+            inner
+            for one in model.modules()
+            if isinstance(one, ParametrizationList)
+            for inner in one.modules()
+        }
+        layers = [
+            one
+            for one in model.modules()
+            if isinstance(one, points) or (_is_layer(one) and one not in of_weights)
+        ]
         handles = [one.register_forward_hook(hook) for one in layers]
     try:
         yield
