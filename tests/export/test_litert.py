@@ -1,5 +1,6 @@
 """LiteRT's files: what they compute, in which operators, with which codes; and their sessions."""
 
+import os
 import sys
 
 import numpy as np
@@ -377,3 +378,10 @@ def test_a_wrong_scale_is_found_and_named(monkeypatch):
     probe = Probe(open_session(wrong.probe, "litert"), wrong.probed)
     with pytest.raises(VerificationError, match=r"litert differs from the model.*relu, call 2"):
         check_agreement(task, run, open_session(wrong.content, "litert"), probe, task.test)
+
+
+def test_remarks_of_the_runtime_are_left_out_and_errors_are_not(capfd):
+    with litert._without_remarks():
+        os.write(2, b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\nERROR: no memory\n")
+    os.write(2, b"INFO: of the user\n")
+    assert capfd.readouterr().err == "ERROR: no memory\nINFO: of the user\n"

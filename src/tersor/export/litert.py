@@ -14,9 +14,11 @@ the file holds as int8: LiteRT's integer kernels have no float result.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -62,7 +64,7 @@ def open_litert(content: bytes, *, threads: int) -> Session:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError as error:
         raise ExportError(_MISSING) from error
-    with _refusals():
+    with _refusals(), _without_remarks():
         interpreter = Interpreter(model_content=content, num_threads=threads)
         interpreter.allocate_tensors()
     inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
@@ -209,6 +211,27 @@ def _schema() -> tuple[Any, Any]:
     except ImportError as error:
         raise ExportError(_MISSING) from error
     return schema_py_generated, flatbuffers
+
+
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    """LiteRT writes to the process's stderr; its INFO lines are left out, the others come at the end."""
+    try:
+        stderr = os.dup(2)
+    except OSError:  # a process without one
+        yield
+        return
+    with TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            said.seek(0)
+            for line in said:
+                if not line.startswith(b"INFO: "):
+                    os.write(2, line)
 
 
 @contextmanager
