@@ -10,8 +10,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import tersor
-from tersor.errors import ExportError, SpecError, TargetError, TaskError
+from tersor.errors import ExportError, SpecError, TargetError, TaskError, TersorError
 from tersor.export.prepare import prepared
+from tersor.pipeline import onnx_compress
 from tersor.pipeline.onnx_compress import INT8, compress_onnx, plan_onnx
 from tersor.spec import Cluster, Code, Fold, Prune, Quantize, Recipe, Rule, Train
 
@@ -216,14 +217,53 @@ def test_data_of_another_model_are_refused(tmp_path, keras):
         compress([])
     with pytest.raises(TaskError, match="a batch is a ndarray"):
         compress(IMAGES["image"])
-    with pytest.raises(ExportError, match="the model takes"):
+    with pytest.raises(TaskError, match=r"shape \(4, 3, 8, 8\), and the model takes \(samples, 8, 8, 3\)"):
         compress({"image": draw(4, 3, 8, 8)})
-    (tmp_path / "x.npz").write_bytes(b"PK nonsense")
-    with pytest.raises(TaskError, match=r"x\.npz is no \.npz file"):
-        compress(tmp_path / "x.npz")
+    with pytest.raises(TaskError, match=r"'image' is uint8.*convert it with \.astype\('float32'\)"):
+        compress({"image": np.ones((4, 8, 8, 3), np.uint8)})
+    spoiled = IMAGES["image"].copy()
+    spoiled[3, 0, 0, 0] = np.nan
+    with pytest.raises(TaskError, match="'image' holds 1 NaN"):
+        compress({"image": spoiled})
+    np.savez(tmp_path / "objects.npz", image=np.array([{}], object))
+    np.savez(tmp_path / "whole.npz", image=IMAGES["image"])
+    np.save(tmp_path / "array.npy", IMAGES["image"])
+    cut = (tmp_path / "whole.npz").read_bytes()[:1000]
+    for name, content in (
+        ("x.npz", b"PK nonsense"),
+        ("cut.npz", cut),
+        ("empty.npz", b""),
+        ("text.npz", b"a,b"),
+    ):
+        (tmp_path / name).write_bytes(content)
+    for name in ("x.npz", "cut.npz", "empty.npz", "text.npz", "objects.npz", "array.npy"):
+        with pytest.raises(TaskError, match=rf"{name}: .*np\.savez\(file, image=\.\.\.\)") as caught:
+            compress(tmp_path / name)
+        assert "pickle" not in str(caught.value)
     with pytest.raises(TaskError, match="the data failed: ZeroDivisionError"):
         compress({"image": 1 / 0} for _ in range(3))
     assert not (tmp_path / "q.onnx").exists()
+
+
+def test_what_cannot_be_is_told_before_any_work(tmp_path, keras, monkeypatch):
+    def never(*_):
+        raise AssertionError("the weights were worked on")
+
+    monkeypatch.setattr(onnx_compress, "_planned", never)
+    with pytest.raises(TaskError, match="has the shape"):
+        compress_onnx(keras, {"image": draw(4, 3, 8, 8)}, out=tmp_path / "q.onnx")
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(TersorError, match="cannot write"):
+        compress_onnx(keras, IMAGES, out=tmp_path / "file" / "deep" / "q.onnx")
+
+
+@pytest.mark.parametrize("samples, batches, held, compared", [
+    (96, 32, False, 96), (8 * 32, 32, True, 4 * 32), (5 * 32, 2, True, 3 * 32), (7 * 32, 32, False, 4 * 32),
+])  # fmt: skip
+def test_samples_are_held_out_where_there_are_enough(tmp_path, keras, samples, batches, held, compared):
+    recipe = Recipe(steps=(Quantize(batches=batches),))
+    result = compress_onnx(keras, {"image": draw(samples, 8, 8, 3)}, recipe, out=tmp_path / "q.onnx")
+    assert (result.held_out, result.agreement.samples) == (held, compared)
 
 
 def test_data_come_as_a_file_and_as_endless_batches(tmp_path, keras):

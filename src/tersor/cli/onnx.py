@@ -59,9 +59,13 @@ def compress_onnx(
     console.say(
         f"wrote {result.path}: {format_bytes(result.size_bytes)} of {format_bytes(result.source_bytes)}"
     )
+    if result.held_out:
+        kind = "no scale was calibrated on them"
+    else:
+        kind = "the scales were calibrated on them too: more samples would be held out"
     console.say(
         f"{result.runtime}: outputs within {seen.largest:.2f} steps of an 8-bit output of the float model "
-        f"({seen.mean:.3f} in the mean), cosine {seen.cosine:.6f}, on {seen.samples:,} of the samples"
+        f"({seen.mean:.3f} in the mean), cosine {seen.cosine:.6f}, on {seen.samples:,} of the samples; {kind}"
     )
     return asdict(result) | {"path": str(result.path)}
 

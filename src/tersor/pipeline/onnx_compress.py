@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TypeVar
 
 import numpy as np
@@ -48,7 +49,10 @@ _HOLDERS = (*WEIGHTED, *RECURRENT, "conv_transpose", "embedding")
 
 @dataclass(frozen=True)
 class OnnxResult:
-    """The file that was written, what was done to its weights and operations, and how near it stays."""
+    """The file that was written, what was done to its weights and operations, and how near it stays.
+
+    held_out -- whether no scale was calibrated on the samples that were compared.
+    """
 
     path: Path
     size_bytes: int
@@ -56,6 +60,7 @@ class OnnxResult:
     runtime: str
     touched: tuple[Touched, ...]
     agreement: OutputAgreement
+    held_out: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,21 +101,25 @@ def compress_onnx(
     source, target = Path(source), Path(out)
     if source.resolve() == target.resolve():
         raise SpecError(f"{target} is what is read: it would be lost; name another file to write")
+    _check_writable(target)
     with in_context(str(source)):
+        _, step, _ = _steps(recipe)
         content = read_content(source)
-        plan = _planned(content, recipe, progress)
         before = open_session(content)
-    batches = batches_of(data, before.inputs, most=max(plan.step.batches, CHECKED))
-    points = _points(plan, before.inputs, batches, progress)
+    batches = batches_of(data, before.inputs, most=step.batches + CHECKED)
+    with in_context(str(source)):
+        plan = _planned(content, recipe, progress)
+    calibrating, held = _split(batches, step)
+    points = _points(plan, before.inputs, calibrating, progress)
     made = _written(plan, {value: one.point for value, one in points.items()})
     after = open_session(made)
-    agreement = compare_sessions(before, after, batches[:CHECKED], progress)
+    agreement = compare_sessions(before, after, held or batches[:CHECKED], progress)
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as partial, disk_errors(target):
         partial.write_bytes(made)
     return OnnxResult(target, len(made), len(content), after.description,
-                      tuple(_report(plan, points)), agreement)  # fmt: skip
+                      tuple(_report(plan, points)), agreement, bool(held))  # fmt: skip
 
 
 def plan_onnx(
@@ -119,6 +128,23 @@ def plan_onnx(
     """What :func:`compress_onnx` would do to each weight and operation, and why not; needs no data."""
     with in_context(str(source)):
         return tuple(_report(_planned(read_content(source), recipe, progress), {}))
+
+
+def _check_writable(target: Path) -> None:
+    """Raise :class:`TersorError`, before any work, where the file could not be written; leaves no folder."""
+    folder = target.parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    with disk_errors(target), TemporaryFile(dir=folder):
+        pass
+
+
+def _split(batches: list[list[Array]], step: Quantize) -> tuple[Sequence[list[Array]], Sequence[list[Array]]]:
+    """The batches to calibrate on, and those that are held out: none of few."""
+    if step.activations != "static":
+        return batches, batches[:CHECKED]
+    calibrating = min(step.batches, len(batches) if len(batches) < 2 * CHECKED else len(batches) - CHECKED)
+    return batches[:calibrating], batches[calibrating:][:CHECKED]
 
 
 def _planned(content: bytes, recipe: Recipe, progress: Progress) -> _Plan:
