@@ -65,7 +65,8 @@ class Reader:
         chunks = self._index.chunks
         payload = self.file_bytes - self._index_bytes - len(HEAD) - TAIL_BYTES
         if sum(chunks.values()) != payload:
-            raise FormatError(f"{payload} bytes of payload, where the index lists {sum(chunks.values())}")
+            raise FormatError(f"cut off or damaged: {payload:,} bytes of payload are there, and the index "
+                              f"lists {sum(chunks.values()):,}")  # fmt: skip
         starts = accumulate(chunks.values(), initial=len(HEAD))
         checksums = self._index.checksums or [None] * len(chunks)
         self._chunks = {
@@ -182,17 +183,17 @@ def _read_index(file: BinaryIO, size: int) -> tuple[Index, int]:
     """The index and its bytes, after head, tail and checksum were checked."""
     head = file.read(len(HEAD))
     if head[:-1] != HEAD[:-1]:
-        raise FormatError(f"not a .tersor file: it starts with {head[:-1]!r}")
+        raise FormatError(f"not a .tersor file: it starts with {head[:-1]!r}" if head else "an empty file")
     if head != HEAD:
         raise FormatError(f"version {head[-1]} of the format; this reads version {HEAD[-1]}: update tersor")
     if size < len(HEAD) + TAIL_BYTES:
-        raise FormatError(f"the file ends after {size} bytes: it was cut off")
+        raise FormatError(f"cut off or damaged: {size:,} bytes are there")
     file.seek(size - TAIL_BYTES)
     tail = file.read(TAIL_BYTES)
     length = int.from_bytes(tail[:4], "little")
     start = size - TAIL_BYTES - length
     if start < len(HEAD) or length > MAX_INDEX_BYTES:
-        raise FormatError(f"an index of {length} bytes does not fit: the file was cut off or is damaged")
+        raise FormatError(f"cut off or damaged: {size:,} bytes are there")
     before = crc32(HEAD)
     if start - len(HEAD) <= TINY_BYTES:
         file.seek(len(HEAD))
@@ -200,7 +201,7 @@ def _read_index(file: BinaryIO, size: int) -> tuple[Index, int]:
     file.seek(start)
     data = file.read(length)
     if print_tail(data, before) != tail:
-        raise FormatError("the checksum does not match: the file was cut off or is damaged")
+        raise FormatError(f"cut off or damaged: {size:,} bytes are there, and the checksum does not match")
     return parse_index(data), length
 
 

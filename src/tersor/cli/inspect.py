@@ -10,6 +10,8 @@ import click
 
 from tersor.cli import console
 
+SERVED = (".onnx", ".xml", ".bin", ".tflite")
+
 
 @click.command()
 @click.argument("target", metavar="FILE|TASK")
@@ -24,6 +26,13 @@ def inspect(target: str, as_json: bool) -> None:
     if path.suffix == ".py" or not (path.is_file() or ":" in target):
         raise click.BadParameter(
             f"{target!r} is neither a file nor a task (file.py:function)", param_hint="'FILE|TASK'"
+        )
+    if path.suffix in SERVED:
+        raise click.BadParameter(
+            f"inspect reads .tersor files and tasks; {str(path)!r} is for a runtime: tersor bench times it "
+            "and says what slows it, tersor evaluate scores it"
+            + (", tersor pack lists its weights" if path.suffix == ".onnx" else ""),
+            param_hint="'FILE|TASK'",
         )
     with console.json_alone(as_json) as emit:
         emit(_file(path) if path.is_file() else _task(target))

@@ -113,7 +113,7 @@ def open_session(
 
     >>> open_session(b"no graph at all")
     Traceback (most recent call last):
-    tersor.errors.ExportError: the model: not an ONNX file
+    tersor.errors.ExportError: the model: not an ONNX file, or cut off
     """
     if runtime not in _OPENERS:
         raise SpecError(f"runtime is {runtime!r}.{did_you_mean(runtime, tuple(_OPENERS))}")
@@ -147,9 +147,9 @@ def parse_onnx(content: bytes) -> ModelProto:
     try:
         model = onnx.load_model_from_string(content)
     except DecodeError as error:
-        raise ExportError("not an ONNX file") from error
+        raise ExportError("not an ONNX file, or cut off") from error
     if not model.ir_version or not model.graph.output:
-        raise ExportError("not an ONNX file")
+        raise ExportError("not an ONNX file, or cut off")
     outside = [one.name for one in _tensors(model.graph) if one.data_location == onnx.TensorProto.EXTERNAL]
     if outside:
         raise ExportError(f"{len(outside)} tensors lie in other files ({outside[0]!r} first): save it as one")
