@@ -49,6 +49,10 @@ def test_the_score_is_taken_in_the_runtime(made, capfd):
         assert run(["evaluate", task, str(out / name), "--json"]) == 0
         scores.append(json.loads(capfd.readouterr().out)["score"]["value"])
     assert scores[0] == scores[1]
+    assert run(["evaluate", task, str(out / "model.onnx"), "--threads", "2"]) == 0
+    assert ", 2 threads, floats as in the file" in capfd.readouterr().err
+    assert run(["evaluate", task, str(out / "model.onnx"), "--runtime", "litert"]) == 2
+    assert "--format litert" in " ".join(capfd.readouterr().err.split())
 
 
 def test_openvino_takes_it_too(made, capfd):
@@ -56,7 +60,7 @@ def test_openvino_takes_it_too(made, capfd):
     task, out = made
     assert run(["export", task, str(out), "--runtime", "openvino"]) == 0
     assert run(["evaluate", task, str(out / "model.onnx"), "--runtime", "openvino"]) == 0
-    assert "openvino" in capfd.readouterr().err
+    assert "\nopenvino 20" in capfd.readouterr().err
 
 
 def test_a_tflite_file_is_exported_scored_and_timed(made, capfd):
@@ -68,7 +72,11 @@ def test_a_tflite_file_is_exported_scored_and_timed(made, capfd):
     scores = []
     for arguments in (["model.tersor"], ["model.tflite"], ["model.tflite", "--runtime", "litert"]):
         assert run(["evaluate", task, str(out / arguments[0]), *arguments[1:], "--json"]) == 0
-        scores.append(json.loads(capfd.readouterr().out)["score"]["value"])
+        out_text, err = capfd.readouterr()
+        said = json.loads(out_text)
+        scores.append(said["score"]["value"])
+        assert "INFO" not in err
+        assert (said["runtime"] or "").startswith("litert ") == arguments[0].endswith(".tflite")
     assert scores[0] == scores[1] == scores[2]
     files = [str(out / name) for name in ("model.onnx", "model.tflite")]
     assert run(["bench", *files, "--batch", "2", "--rounds", "6", "--json"]) == 0
@@ -105,11 +113,12 @@ def test_weights_that_became_floats_are_told(task_file, tmp_path, capfd):
 def test_a_runtime_that_disagrees_ends_with_5_and_leaves_what_was_there(made, capfd, monkeypatch):
     task, out = made
     target = out / "model.onnx"
-    target.write_bytes(b"old")
+    assert run(["export", task, str(out)]) == 0
+    old = target.read_bytes()
     drawn = export_module.draw_onnx
 
-    def wrong(*arguments):
-        made = drawn(*arguments)
+    def wrong(*arguments, **options):
+        made = drawn(*arguments, **options)
         return type(made)(spoiled(made.content), spoiled(made.probe), made.probed, made.floats)
 
     def spoiled(content):
@@ -123,7 +132,7 @@ def test_a_runtime_that_disagrees_ends_with_5_and_leaves_what_was_there(made, ca
     assert run(["export", task, str(out)]) == 5
     stderr = capfd.readouterr().err
     assert "differs from the model" in stderr and "the output" in stderr and "Traceback" not in stderr
-    assert target.read_bytes() == b"old"
+    assert target.read_bytes() == old
     assert sorted(one.name for one in out.iterdir()) == [
         "model.onnx", "model.tersor", "recipe.yaml", "result.json",
     ]  # fmt: skip
@@ -135,9 +144,11 @@ def test_a_runtime_that_disagrees_ends_with_5_and_leaves_what_was_there(made, ca
         (["--format", "onx"], "Did you mean 'onnx'?"),
         (["--format", "litert", "--runtime", "onnxruntime"], "of those that check litert: litert"),
         (["--format", "litert", "-o", "out/model.onnx"], "files of litert end in .tflite"),
+        (["--runtime", "tensorrt"], "of those that check onnx: onnxruntime, openvino\n"),
         (["--runtime", "onnxrunime"], "Did you mean 'onnxruntime'?"),
         (["-o", "none/model.onnx"], "no folder"),
-        (["-o", "out/model.tersor"], "the file that is exported"),
+        (["-o", "out/model.tersor"], "files of onnx end in .onnx"),
+        (["-o", "notes.txt"], "files of onnx end in .onnx"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(made, tmp_path, capfd, monkeypatch, arguments, words):
@@ -147,6 +158,53 @@ def test_mistakes_are_one_line_and_leave_nothing(made, tmp_path, capfd, monkeypa
     assert run(["export", task, str(out), *arguments]) == 2
     assert words in capfd.readouterr().err
     assert {one.name: one.read_bytes() for one in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("form, ending, library", [
+    ("onnx", ".onnx", "onnx"), ("openvino", ".xml", "openvino"), ("litert", ".tflite", "ai_edge_litert"),
+])  # fmt: skip
+def test_only_what_tersor_wrote_is_replaced(made, tmp_path, capfd, form, ending, library):
+    pytest.importorskip(library)
+    task, out = made
+    command = ["export", task, str(out), "--format", form, "-o", str(tmp_path / f"mine{ending}")]
+    assert run(command) == run(command) == 0
+    mine = tmp_path / f"mine{'.bin' if form == 'openvino' else ending}"
+    mine.with_suffix(ending).write_bytes(b"a file of the user's")
+    content = mine.read_bytes()
+    capfd.readouterr()
+    assert run(command) == 2
+    last = capfd.readouterr().err.splitlines()
+    assert len(last) == 1 and "mine" in last[0] and "take another name, or --force" in last[0]
+    assert mine.read_bytes() == content
+    mine.with_suffix(ending).unlink()
+    if form == "openvino":  # weights without their graph are somebody's
+        assert run(command) == 2
+    assert run([*command, "--force"]) == run(command) == 0
+
+
+def test_an_exported_file_of_another_model_is_asked_about(made, task_file, capfd):
+    task, out = made
+    assert run(["export", task, str(out)]) == 0
+    said = capfd.readouterr().err
+    assert "export 1/1" in said
+    task_file.with_name("wide.py").write_text(
+        task_file.read_text()
+        .replace("(8, 16)", "(9, 16)")
+        .replace("(64, 8)", "(64, 9)")
+        .replace("eye(8)", "eye(9)")
+    )
+    assert run(["evaluate", f"{task_file.with_name('wide.py')}:make", str(out / "model.onnx")]) == 1
+    assert "model.onnx: is this file of another model? the model takes" in capfd.readouterr().err
+
+
+def test_a_folder_with_exported_files_is_compressed_into_again(made, tmp_path, capfd):
+    task, out = made
+    assert run(["export", task, str(out)]) == 0
+    again = ["compress", task, "-r", str(tmp_path / "int8.yaml"), "-o", str(out)]
+    assert run(again) == 0
+    (out / "model.onnx").write_bytes(b"a file of the user's")
+    assert run(again) == 2
+    assert "model.onnx" in capfd.readouterr().err
 
 
 def test_a_folder_without_a_file_is_told(task_file, tmp_path, capfd):

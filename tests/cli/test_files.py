@@ -75,6 +75,7 @@ def test_a_file_that_is_not_ours(command, task_file, tmp_path, capfd):
 def test_a_file_of_another_model(task_file, checkpoint, tmp_path, capfd):
     data(capfd, "pack", checkpoint, "-o", tmp_path / "other.tersor")
     assert run(["evaluate", f"{task_file}:make", str(tmp_path / "other.tersor")]) == 5
+    assert "other.tersor: is this file of another model? the file lacks" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("target", ["nowhere", "nowhere.tersor", "task.py", "."])
@@ -215,3 +216,23 @@ def test_pack_replaces_only_tersor_files(checkpoint, tmp_path, capfd):
     assert run(["pack", str(checkpoint), "-o", str(tmp_path / "notes.txt"), "--force"]) == 2
     assert "packed files end in .tersor" in capfd.readouterr().err
     assert not (tmp_path / "notes.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["m.onnx", "m.xml", "m.tflite"])
+def test_inspect_of_a_file_for_a_runtime_says_what_reads_it(name, tmp_path, capsys):
+    (tmp_path / name).write_bytes(b"x")
+    assert run(["inspect", str(tmp_path / name)]) == 2
+    said = capsys.readouterr().err
+    assert "inspect reads .tersor files" in said and "tersor bench" in said
+
+
+def test_a_file_that_was_cut_off_is_called_so(checkpoint, tmp_path, capfd):
+    data(capfd, "pack", checkpoint, "-o", tmp_path / "a.tersor")
+    whole = (tmp_path / "a.tersor").read_bytes()
+    for size in (5, 20, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "cut.tersor").write_bytes(whole[:size])
+        assert run(["inspect", str(tmp_path / "cut.tersor")]) == 1
+        assert f"cut off or damaged: {size:,} bytes are there" in capfd.readouterr().err
+    (tmp_path / "cut.tersor").write_bytes(b"")
+    assert run(["inspect", str(tmp_path / "cut.tersor")]) == 1
+    assert "cut.tersor: an empty file" in capfd.readouterr().err

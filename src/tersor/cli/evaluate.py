@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tersor.cli import console
+
+if TYPE_CHECKING:
+    from tersor.result import Score
+    from tersor.task import Task
 
 DEFAULTS = {".onnx": "onnxruntime", ".xml": "openvino", ".tflite": "litert"}
 
@@ -14,31 +19,41 @@ DEFAULTS = {".onnx": "onnxruntime", ".xml": "openvino", ".tflite": "litert"}
 @click.command()
 @click.argument("task")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--runtime", help="Where an ONNX file runs: onnxruntime (default) or openvino.")
+@click.option("--runtime", help="Where an .onnx file runs: onnxruntime (default) or openvino; .xml files run "
+              "in openvino, .tflite files in litert.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True,
               help="Threads of the runtime.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="The score as JSON on stdout.")
 def evaluate(task: str, file: Path, runtime: str | None, threads: int, as_json: bool) -> None:
-    """Score a .tersor file in a fresh model, or another in a runtime."""
+    """Score a .tersor file in a fresh model, or another in a runtime.
+
+    .onnx files run in ONNX Runtime or OpenVINO, .xml files in OpenVINO, .tflite files in LiteRT.
+    """
     with console.json_alone(as_json) as emit:
         import tersor
         from tersor.cli.task_ref import load_task
         from tersor.report import format_bytes, format_number
 
         served = file.suffix in DEFAULTS
+        if runtime == "litert" and file.suffix == ".onnx":
+            raise click.BadParameter(
+                "litert takes .tflite files: tersor export TASK FILE --format litert writes one",
+                param_hint="'--runtime'",
+            )
         if runtime is not None and not served:
             raise click.BadParameter(
                 f"{str(file)!r} is none of {', '.join(DEFAULTS)}: export it first (tersor export)",
                 param_hint="'--runtime'",
             )
+        where = ""
         with console.progress() as progress:
             if served:
-                score = tersor.evaluate_onnx(
-                    load_task(task),
-                    file,
-                    runtime=runtime or DEFAULTS[file.suffix],
-                    threads=threads,
-                    progress=progress,
+                from tersor.export.runtimes import open_session
+
+                chosen = runtime or DEFAULTS[file.suffix]
+                where = open_session(file, chosen, threads=threads).description
+                score = _served_score(
+                    load_task(task), file, runtime=chosen, threads=threads, progress=progress
                 )
             else:
                 score = tersor.evaluate(load_task(task), file, progress=progress)
@@ -47,11 +62,14 @@ def evaluate(task: str, file: Path, runtime: str | None, threads: int, as_json: 
         if score.low is not None and score.high is not None:
             interval = f" (95 %: {format_number(score.low)} to {format_number(score.high)})"
         samples = f" on {score.samples:,} samples" if score.samples else ""
+        if where:
+            console.say(where)
         console.say(f"score {format_number(score.value)}{interval}{samples}, {format_bytes(size)}")
         emit(
             {
                 "file": str(file),
                 "size_bytes": size,
+                "runtime": where or None,
                 "score": {
                     "value": score.value,
                     "low": score.low,
@@ -61,3 +79,16 @@ def evaluate(task: str, file: Path, runtime: str | None, threads: int, as_json: 
                 },
             }
         )
+
+
+def _served_score(task: Task, file: Path, **how: Any) -> Score:
+    """The score of an exported file; one whose inputs or outputs do not fit may be another model's."""
+    import tersor
+    from tersor.errors import ExportError
+
+    try:
+        return tersor.evaluate_onnx(task, file, **how)
+    except ExportError as error:
+        if not str(error).startswith(("the model takes ", "the graph gives ")):
+            raise
+        raise ExportError(f"{file}: is this file of another model? {error}") from error

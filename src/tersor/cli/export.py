@@ -40,12 +40,18 @@ def export(
         import tersor
         from tersor.cli.target import check_ending, check_target
         from tersor.cli.task_ref import load_task
-        from tersor.pipeline.export import ENDINGS
+        from tersor.errors import SpecError, did_you_mean
+        from tersor.pipeline.export import ENDINGS, FORMATS
         from tersor.report import format_bytes
 
         source = file / "model.tersor" if file.is_dir() else file
         target = out or source.with_suffix(ENDINGS.get(form, f".{form}"))
-        if form in ENDINGS:
+        if form in FORMATS:
+            if runtime is not None and runtime not in FORMATS[form]:
+                known = FORMATS[form]
+                near = did_you_mean(runtime, known)
+                raise SpecError(f"runtime is {runtime!r}, of those that check {form}: {', '.join(known)}"
+                                f"{'.' + near if 'mean' in near else ''}")  # fmt: skip
             check_ending(target, ENDINGS[form], f"files of {form}")
             check_target(target, force=force)
         with console.progress() as progress:
@@ -53,6 +59,7 @@ def export(
                 load_task(task), source, target, format=form, runtime=runtime, batches=batches,
                 progress=progress,
             )  # fmt: skip
+            progress("export", 1.0, 1.0)
         agreement = done.agreement
         console.say(f"wrote {done.path}: {format_bytes(done.size_bytes)}")
         for name, reason in done.floats.items():

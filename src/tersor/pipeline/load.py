@@ -11,7 +11,7 @@ from torch import nn
 
 from tersor.artifact.io import Reader
 from tersor.artifact.io import load as load_tensors
-from tersor.errors import SpecError, in_context
+from tersor.errors import SpecError, VerificationError, in_context
 from tersor.measure.quality import evaluate_model
 from tersor.model.restore import fresh_model, restore_
 from tersor.pipeline.work import Work
@@ -54,7 +54,10 @@ def load(
     if model is None:
         return load_tensors(path, max_bytes=max_bytes)
     with in_context(str(path)), Reader(path, max_bytes=max_bytes) as reader:
-        restore_(model, _Stored(reader), reader.aliases, reader.changes)
+        try:
+            restore_(model, _Stored(reader), reader.aliases, reader.changes)
+        except VerificationError as error:
+            raise VerificationError(f"is this file of another model? {error}") from error
     return model
 
 
