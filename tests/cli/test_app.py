@@ -58,6 +58,16 @@ def test_an_interrupt_is_130_and_one_line(failing, capsys):
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
+def test_an_interrupt_speaks_of_files_where_some_are_written(monkeypatch, capsys):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app.cli, "main", stop)
+    for command, told in (("bench", False), ("evaluate", False), ("compress", True), ("export", True)):
+        assert app.run([command]) == 130
+        assert ("files" in capsys.readouterr().err) == told
+
+
 def test_an_interrupt_inside_exec_ends_with_130_too(tmp_path):
     (tmp_path / "task.py").write_text("exec('raise KeyboardInterrupt')")
     command = [sys.executable, "-m", "tersor.cli", "inspect", "task.py:make"]

@@ -63,7 +63,7 @@ def test_no_reference(reference):
         ("x = 1\ndef f(:\n  pass", "line 2: SyntaxError"),
         ("import sys\nsys.exit('no')", "line 2 (sys.exit('no')): SystemExit: no"),
         ("def mak(): pass", "no function 'make' in it. Did you mean 'mak'?"),
-        ("make = 3", "make is no function but a int"),
+        ("make = 3", "make is no function but an int"),
         ("def make():\n    return 1 / 0", "make() failed: "),
         ("def make():\n    return 1 / 0", "line 2 (return 1 / 0): ZeroDivisionError: division by zero"),
         ("def make(model): pass", "make() failed: "),
@@ -113,7 +113,7 @@ def test_a_file_that_failed_is_not_left_imported(tmp_path):
         load_task(f"{path}:make")
     assert "mine" not in sys.modules
     path.write_text("def make(): return 5")
-    with pytest.raises(TaskError, match="returned a int"):
+    with pytest.raises(TaskError, match=r"returned an int, not a tersor\.Task"):
         load_task(f"{path}:make")
 
 

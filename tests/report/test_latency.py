@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from tersor.export.doctor import Finding
 from tersor.measure.latency import Latency
 from tersor.report import as_lines
@@ -16,6 +18,16 @@ def test_a_row_holds_what_was_measured():
         "444,701 B (445 kB)",
     )  # fmt: skip
     assert table.notes == (ROW.session, "wall time")  # each runtime once
+
+
+def test_a_difference_that_cannot_be_told_is_called_so():
+    alike = replace(ROW.latency, ratio_low=0.98, ratio_high=1.01)
+    first = replace(ROW, file="a.onnx", latency=replace(alike, ratio=1, ratio_low=1, ratio_high=1))
+    rows = [replace(one, batch=batch) for batch in (1, 32) for one in (first, ROW)]
+    rows[1] = replace(rows[1], file="b.onnx", latency=alike)
+    notes = latency_table(rows).notes[1:]
+    assert len(notes) == 1
+    assert notes[0].startswith("no difference can be told between a.onnx and b.onnx in openvino at batch 1:")
 
 
 def test_findings_are_gathered_by_kind():

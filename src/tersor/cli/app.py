@@ -24,6 +24,7 @@ from tersor.cli.recipe import recipe
 from tersor.errors import TersorError
 
 INTERRUPTED = 130
+_READ_ONLY = ("bench", "evaluate", "inspect", "recipe")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -59,8 +60,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt) as error:
         if isinstance(error.__cause__, EOFError):  # click takes it for Ctrl-D; nothing here asks for input
             raise error.__cause__ from None
+        command = next(iter(sys.argv[1:] if arguments is None else arguments), "")
         advice = f"; {why}" if (why := str(error.__cause__ or error)) else ""
-        click.echo(f"interrupted: files that were finished before are as they were{advice}", err=True)
+        files = ": files that were finished before are as they were" if command not in _READ_ONLY else ""
+        click.echo(f"interrupted{files}{advice}", err=True)
         return INTERRUPTED
     except TersorError as error:
         _tell(str(error))

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 @click.argument("files", metavar="[RUNTIME:]FILE...", nargs=-1, required=True)
 @click.option(
     "--runtime", "runtimes", multiple=True, default=("onnxruntime",),
-    help="onnxruntime or openvino, for .onnx files without a RUNTIME: of their own; more than one: each.",
+    help="onnxruntime or openvino, for .onnx files without a RUNTIME: of their own; more than one: each. "
+    ".xml files run in openvino, .tflite files in litert.",
 )  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
 @click.option(
@@ -118,7 +119,10 @@ def _split(file: str) -> tuple[Path, str]:
     runtime, colon, name = file.partition(":")
     path, runtime = (Path(file), "") if not colon or Path(file).exists() else (Path(name), runtime)
     if path.suffix == ".tersor":
-        raise click.BadParameter(f"{path}: runtimes take ONNX: tersor export writes it", param_hint="FILE")
+        raise click.BadParameter(
+            f"{path}: runtimes take .onnx, .xml and .tflite files: tersor export writes them",
+            param_hint="FILE",
+        )
     return path, runtime
 
 

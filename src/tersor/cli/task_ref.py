@@ -26,7 +26,7 @@ def load_task(reference: str) -> Task:
         task = _returned(reference, "a TASK")
         if not isinstance(task, Task):
             function = reference.rpartition(":")[2]
-            raise TaskError(f"{function}() returned a {type(task).__name__}, not a tersor.Task")
+            raise TaskError(f"{function}() returned {_a(task)}, not a tersor.Task")
         return task
 
 
@@ -34,6 +34,11 @@ def load_batches(reference: str) -> Any:
     """What the function of a reference returns, to be batches of samples; errors as for a task."""
     with in_context(reference):
         return _returned(reference, "a reference to data")
+
+
+def _a(value: object) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def _returned(reference: str, what: str) -> Any:
@@ -85,7 +90,7 @@ def _call(module: ModuleType, name: str, what: str) -> Any:
         known = [one for one, value in vars(module).items() if callable(value) and not one.startswith("_")]
         raise TaskError(f"there is no function {name!r} in it.{did_you_mean(name, known)}")
     if not callable(function):
-        raise TaskError(f"{name} is no function but a {type(function).__name__}: {what} is a function")
+        raise TaskError(f"{name} is no function but {_a(function)}: {what} is a function")
     try:
         return function()
     except TersorError:

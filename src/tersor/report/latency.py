@@ -42,7 +42,7 @@ def latency_table(rows: Sequence[BenchRow], *, notes: Sequence[str] = ()) -> Tab
     )
     columns = ("file", "runtime", "batch", "median ms", "quartiles", "ratio", "95 % interval", "bytes")
     sessions = dict.fromkeys(row.session for row in rows)
-    return Table("latency", columns, words, left=2, notes=(*sessions, *notes))
+    return Table("latency", columns, words, left=2, notes=(*sessions, *notes, *_undecided(rows)))
 
 
 def findings_table(file: str, findings: Sequence[Finding]) -> Table:
@@ -61,6 +61,17 @@ def findings_table(file: str, findings: Sequence[Finding]) -> Table:
     notes = tuple(f"{kind}: {advice[kind]}" for kind in kinds)
     title = f"what slows {printable(file)} in ONNX Runtime"
     return Table(title, ("finding", "nodes", "detail"), tuple(rows), left=3, notes=notes)
+
+
+def _undecided(rows: Sequence[BenchRow]) -> list[str]:
+    """Which files no difference to the first of their batch can be told of."""
+    first = {row.batch: row for row in reversed(rows)}
+    return [
+        f"no difference can be told between {printable(first[row.batch].file)} and {printable(row.file)} in "
+        f"{row.runtime} at batch {row.batch:,}: the interval holds 1"
+        for row in rows
+        if row is not first[row.batch] and row.latency.ratio_low <= 1 <= row.latency.ratio_high
+    ]
 
 
 def _milliseconds(value: float) -> str:
