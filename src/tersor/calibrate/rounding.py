@@ -49,7 +49,13 @@ class LayerRounding:
             return "it is not read once, by one layer"
         kinds = {one.output: one.kind for one in self.traced.operations}
         kind = kinds.get(readers[0].name, "")
-        return "" if kind in SAMPLES else f"{kind or 'nothing'} is no convolution and no linear layer"
+        if kind not in SAMPLES:
+            return f"{kind or 'nothing'} is no convolution and no linear layer"
+        _, weight, *rest = readers[0].args
+        if not isinstance(weight, fx.Node) or self.traced.tensors.get(weight.name) != name:
+            return "it is not the weight of the layer that reads it"
+        computed = [one for one in rest if isinstance(one, fx.Node) and one.name not in self.traced.tensors]
+        return f"the bias of its layer is computed: {computed[0].name}" if computed else ""
 
     def learn(
         self,
@@ -116,11 +122,11 @@ class LayerRounding:
     def _call(self, node: fx.Node, model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
         """The layer itself, as a function of its input and its weight."""
         tensors: Mapping[str, str] = self.traced.tensors
-        parameters = dict(model.named_parameters(remove_duplicate=False))
+        run = GraphModel(model, self.traced)
 
         def fixed(argument: Any) -> Any:
-            if isinstance(argument, fx.Node) and argument.name in tensors:
-                return parameters[tensors[argument.name]].detach().float()
+            if isinstance(argument, fx.Node):
+                return run.tensor(tensors[argument.name]).detach().float()
             return argument
 
         rest = [fixed(one) for one in node.args[2:]]

@@ -67,7 +67,7 @@ class GraphModel(nn.Module):
         flat = iter(self._flatten(args, kwargs))
         nodes = self.traced.graph.find_nodes(op="placeholder")
         values = [
-            self._tensor(self.traced.tensors[node.name]) if node.name in self.traced.tensors else next(flat)
+            self.tensor(self.traced.tensors[node.name]) if node.name in self.traced.tensors else next(flat)
             for node in nodes
         ]
         outputs = self._program()(*values)
@@ -103,7 +103,8 @@ class GraphModel(nn.Module):
                             "forward has to call it in the same way for every batch")  # fmt: skip
         return flat
 
-    def _tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str) -> Tensor:
+        """A parameter as it is computed now, a buffer or a constant of the graph, by its name there."""
         if name in self.traced.program.constants:
             constant: Tensor = self.traced.program.constants[name]
             return constant
