@@ -191,3 +191,12 @@ def test_a_plan_tells_of_each_operation(task):
         row.tensor: row for row in tersor.plan(task, Recipe(steps=(Quantize(activations="none"),))).rows
     }
     assert nothing["first (conv)"].action == "skip"
+
+
+def test_the_calibration_ends_where_the_data_do(task, tmp_path):
+    calls = []
+    tersor.compress(
+        task, Recipe(steps=(Quantize(batches=32),)), out=tmp_path, progress=lambda *call: calls.append(call)
+    )
+    last = [call for call in calls if call[0].endswith("calibrate")][-1]
+    assert last[1] == last[2] == 1 and last[3] == "all that the task has"

@@ -85,7 +85,17 @@ def calibrated_points(
     if not keys:
         return {}
     with observing(work.model, planned.traced, keys, work.points) as (run, seen):
-        run_calibration(run, task, step.batches, device=device, progress=inside(progress, step.name))
+        told = inside(progress, step.name)
+        ran = 0.0
+
+        def count(phase: str, done: float, total: float, note: str = "") -> None:
+            nonlocal ran
+            ran = done
+            told(phase, done, total, note)
+
+        run_calibration(run, task, step.batches, device=device, progress=count)
+        if ran < step.batches:
+            told("calibrate", ran, ran, "all that the task has")
         return calibrate(seen, keys, bits=bits, method=step.calibrator, percentile=step.percentile)
 
 
