@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 
 from tersor.export.biases import FINE, quantize_biases_, stay_float_, too_coarse
-from tersor.export.rewrite import constant, like
+from tersor.export.rewrite import constant, drop_unread_, like
 from tersor.export.runtimes import open_session
 from tersor.export.weights import Integers
 
@@ -89,8 +89,11 @@ def test_a_bias_becomes_int32_and_keeps_its_value(gemm):
 )
 def test_biases_that_int32_does_not_suit_are_found(fields, coarse):
     graph, weight = layer(point=True, **fields)
-    assert too_coarse(graph, {"w": weight}) == ({"w"} if coarse else set())
-    assert too_coarse(graph, {}) == set()
+    found = too_coarse(graph, {"w": weight}, {"w"})
+    assert found.keys() == ({"w"} if coarse else set())
+    words = "not fit into" if "bias" in fields else "be too coarse in"
+    assert all(f"its bias would {words} int32: " in reason for reason in found.values())
+    assert too_coarse(graph, {"w": weight}, ()) == {}
 
 
 @pytest.mark.parametrize("gemm", [False, True])
@@ -118,3 +121,26 @@ def test_a_layer_whose_result_is_not_quantized_is_left_alone():
     before = operators(graph)
     stay_float_(graph)
     assert operators(graph) == before
+
+
+def test_a_transposed_convolution_is_not_looked_at():
+    # Its weight has its outputs along the second axis: 2 scales, for 3 biases.
+    graph, weight = layer(point=True, bias=(1e6, 0, 0))
+    node = next(one for one in graph if one.op_type == "Conv")
+    node.op_type = "ConvTranspose"
+    assert too_coarse(graph, {"w": weight}, {"w"}) == {}
+
+
+def test_a_bias_that_a_node_makes_becomes_int32():
+    graph, _ = layer()
+    node = next(one for one in graph if one.op_type == "Conv")
+    x = DRAW.normal(size=(3, 2, 5, 5)).astype(np.float32)
+    made = ir.node("Constant", [], attributes={"value": ir.tensor(np.array([0.5, -0.25], np.float32))})
+    made.outputs[0].name, made.outputs[0].const_value = "made", node.inputs[2].const_value
+    graph.insert_before(node, made)
+    node.replace_input_with(2, made.outputs[0])
+    before = run(graph, x)
+    quantize_biases_(graph)
+    drop_unread_(graph)
+    assert node.inputs[2].producer().op_type == "DequantizeLinear"
+    assert np.abs(run(graph, x) - before).max() <= 0.05 + 1e-6  # a code

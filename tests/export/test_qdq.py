@@ -54,6 +54,38 @@ def test_the_runtime_fuses_what_is_written(step, kinds, tmp_path):
     assert {kind: found[kind] for kind in kinds} == kinds
 
 
+class Convs(torch.nn.Module):
+    """Two convolutions, of which the second may be transposed, or have an output of zeros."""
+
+    def __init__(self, second, empty):
+        super().__init__()
+        self.first, self.second = torch.nn.Conv2d(3, 8, 3), second(8, 6, 3)
+        self.head = torch.nn.Linear(6, 5)
+        with torch.no_grad():
+            self.second.weight[empty] = 0
+
+    def forward(self, x):
+        return self.head(torch.relu(self.second(torch.relu(self.first(x)))).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("second", "empty", "step", "integer", "told"),
+    [
+        (torch.nn.Conv2d, [], Quantize(), 2, set()),
+        (torch.nn.Conv2d, [3], Quantize(), 2, set()),
+        (torch.nn.Conv2d, range(6), Quantize(), 2, set()),
+        (torch.nn.ConvTranspose2d, [], Quantize(), 1, set()),  # never integer, so no bias on int32
+        (torch.nn.Conv2d, [], Quantize(bits=4, activation_bits=4), 1, {"second.weight", "head.weight"}),
+    ],
+)
+def test_a_layer_is_integer_or_its_reason_is_told(second, empty, step, integer, told, tmp_path):
+    task = nets.make_task(lambda: Convs(second, list(empty)), lambda seed: nets.images(3, 10, 5, seed=seed))
+    made = drawn(step, task)
+    assert optimized(made.content, tmp_path)["QLinearConv"] == integer
+    assert made.floats.keys() == told
+    assert all("the layer is computed in floats" in reason for reason in made.floats.values())
+
+
 def test_few_bits_are_clipped_among_the_codes():
     graph = onnx.load_from_string(drawn(Quantize(activation_bits=4)).content).graph
     held = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}

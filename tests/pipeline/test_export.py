@@ -224,7 +224,9 @@ def test_every_mode_agrees_with_the_quantized_model(mode):
     for layer in ("conv", "hidden", "head"):
         is_float = types[f"{layer}.weight"] == onnx.TensorProto.FLOAT
         assert is_float == (layer in FLOATS.get(mode, ())), layer
-    told = {name.partition(".")[0] for name in made.floats}
+    coarse = {name for name, reason in made.floats.items() if "too coarse in int32" in reason}
+    assert few < 8 or not coarse
+    told = {name.partition(".")[0] for name in made.floats if name not in coarse}
     skipped = {"half precision", "a layer skipped"}  # these have no codes
     assert told == (
         {"head"} if mode == "a bias too" else set() if mode in skipped else FLOATS.get(mode, set())

@@ -6,7 +6,7 @@ itself. So what is to stay float adds its bias behind the layer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -21,22 +21,25 @@ FINE = 0.25  # of a code of the result: a bias on int32 is rounded to this, or s
 _LAYERS = ("Conv", "ConvTranspose", "Gemm")
 
 
-def too_coarse(graph: ir.Graph, weights: Mapping[str, Integers]) -> set[str]:
-    """The weights of layers whose bias would be too large, or too coarse, at the product of the scales.
+def too_coarse(graph: ir.Graph, weights: Mapping[str, Integers], integer: Collection[str]) -> dict[str, str]:
+    """The weights, of those in ``integer``, whose layers an int32 bias does not suit: name and reason.
 
-    Points on values are in place, those on weights are not.
+    It would be too large, or too coarse, at the product of the scales. Points on values are in place, those
+    on weights are not.
     """
-    found = set()
+    found = {}
     for node in graph:
-        if not _has_bias(node):
+        if node.op_type == "ConvTranspose" or not _has_bias(node):  # that one is never integer
             continue
         kind, _, name = point_name(node.inputs[1]).partition(":")
         scale = _grid_behind(node.inputs[0])
-        if kind != "weight" or name not in weights or not weights[name].fuses or scale is None:
+        if kind != "weight" or name not in integer or not weights[name].fuses or scale is None:
             continue
         step = scale * weights[name].scale
-        if not (np.abs(_codes(node, step)) <= _INT32).all() or float(step.max()) > FINE * _code(node):
-            found.add(name)
+        if not (np.abs(_codes(node, step)) <= _INT32).all():
+            found[name] = "its bias would not fit into int32: the layer is computed in floats"
+        elif float(step.max()) > FINE * _code(node):
+            found[name] = "its bias would be too coarse in int32: the layer is computed in floats"
     return found
 
 
@@ -54,7 +57,7 @@ def quantize_biases_(graph: ir.Graph) -> None:
         if len(list(bias.consumers())) > 1:
             name = f"{name}_{node.name}"
         else:
-            graph.initializers.pop(name)
+            graph.initializers.pop(name, None)  # a Constant node may make it
         inputs = [
             constant(graph, name, _codes(node, step).astype(np.int32)),
             constant(graph, f"{name}_scale", step),

@@ -26,8 +26,8 @@ class Drawn:
     """An ONNX file, and the same with the values at its points as further outputs.
 
     probed -- the names of these values in the traced graph, in order; empty without points.
-    floats -- the tensors whose codes runtimes cannot take, stored as the floats that they stand for: name and
-        reason.
+    floats -- the tensors whose codes runtimes cannot compute with: name and reason. They are stored as the
+        floats that they stand for, or as codes of which the runtime makes these.
     """
 
     content: bytes
@@ -67,13 +67,14 @@ def draw_onnx(
     probed = tuple(placement.points)
 
     def written(model: ir.Model, exposed: tuple[str, ...]) -> bytes:
-        write_points_(model, values, coded, integer, bare=bare, probed=exposed)
+        floats.update(write_points_(model, values, coded, integer, bare=bare, probed=exposed))
         keep_apart_(model.graph)
         model.producer_name, model.producer_version = "tersor", ""
         return _serialized(model)
 
     probe = written(annotated.clone(), probed) if probed else b""
-    return Drawn(written(annotated, ()), probe, probed, floats)
+    content = written(annotated, ())
+    return Drawn(content, probe, probed, floats)
 
 
 def _coded(

@@ -35,8 +35,8 @@ def write_points_(
     *,
     bare: Collection[str] = (),
     probed: Iterable[str] = (),
-) -> None:
-    """Replace the points of an annotated model, in place.
+) -> dict[str, str]:
+    """Replace the points of an annotated model, in place; returns what of ``integer`` is not, and why.
 
     activations -- by the name of the value; weights -- by name, as codes; integer -- the weights that integer
         layers read. bare -- values that lie on the grid of what was moved, or picked from, to make them: they
@@ -64,7 +64,8 @@ def write_points_(
             values[name] = source if activations[name].dynamic else target
             made_of = _quantize_value(graph, node, activations[name], made)
             values = {one: made_of if value is target else value for one, value in values.items()}
-    integer -= too_coarse(graph, weights)
+    dropped = too_coarse(graph, weights, integer & weights.keys())
+    integer -= dropped.keys()
     for node, kind, name in placed:
         if kind == "weight":
             write_weight_(graph, node, name, weights.get(name), name in integer)
@@ -78,6 +79,7 @@ def write_points_(
         graph.append(probe)
         graph.outputs.append(probe.outputs[0])
     drop_unread_(graph)
+    return dropped
 
 
 @dataclass(frozen=True)

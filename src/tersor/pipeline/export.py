@@ -43,7 +43,8 @@ ENDINGS: Mapping[str, str] = {"onnx": ".onnx", "openvino": ".xml", "litert": ".t
 class Exported:
     """An exported file: where it is, and how well it agrees with the model it was made of.
 
-    floats -- tensors that the ``.tersor`` file holds as codes and this one as floats: name and reason.
+    floats -- tensors that the ``.tersor`` file holds as codes, and that this one holds, or computes with, as
+        floats: name and reason.
     """
 
     path: Path
