@@ -5,19 +5,22 @@ from dataclasses import replace
 import onnx
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tests import nets
 from torch import nn
 
 from tersor.errors import VerificationError
-from tersor.export.check import Probe, check_agreement, compare_outputs
+from tersor.export.check import Probe, _Forced, _Output, check_agreement, compare_outputs
 from tersor.export.onnx import draw_onnx
 from tersor.export.runtimes import open_session
 from tersor.model.inputs import model_inputs
 from tersor.model.restore import trained_model
-from tersor.model.simulate import simulated
+from tersor.model.simulate import FakePoint, simulated
 from tersor.model.trace import trace
 from tersor.pipeline.steps import Context, apply_step
 from tersor.pipeline.work import Work
+from tersor.points import QuantPoint
 from tersor.spec import Quantize
 
 
@@ -87,6 +90,55 @@ def test_a_runtime_that_gives_nan_does_not_agree(made):
         one * float("nan") for one in probe.session.call(arrays)]))  # fmt: skip
     with pytest.raises(VerificationError):
         check_agreement(task, reference, broken, silent, task.test)
+
+
+INF, NAN = float("inf"), float("nan")
+
+
+@given(
+    st.lists(st.lists(st.floats(-9, 9) | st.just(INF), min_size=1), min_size=1),
+    st.sampled_from([NAN, INF, -INF]),
+    st.data(),
+)
+def test_no_number_is_the_largest_difference_wherever_it_is(batches, wrong, data):
+    at = data.draw(st.integers(0, len(batches) - 1))
+    index = data.draw(st.integers(0, len(batches[at]) - 1))
+    given_ones = [list(one) for one in batches]
+    given_ones[at][index] = wrong if wrong != batches[at][index] else NAN
+    output, same = _Output(), _Output()
+    point = _Forced(FakePoint(QuantPoint("a", "conv", 0, scale=0.1)))
+    for wanted, given_one in zip(batches, given_ones, strict=True):
+        output.note(torch.tensor(wanted).double(), torch.tensor(given_one).double())
+        same.note(torch.tensor(wanted).double(), torch.tensor(wanted).double())
+        point.given = torch.tensor(given_one)
+        point(torch.tensor(wanted))
+    assert output.largest() == INF and same.largest() == 0
+    assert point.largest == INF
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_a_dynamic_point_without_a_range_differs(value):
+    point = _Forced(FakePoint(QuantPoint("a", "linear", 0)))
+    for wanted in ([0.5, 1.0], [0.5, value], [0.5, 1.0]):
+        point.given = torch.tensor([0.5, 1.0])
+        point(torch.tensor(wanted))
+    assert point.largest == INF
+
+
+def test_one_nan_in_a_late_batch_does_not_agree(made):
+    task, reference, drawn = made
+    session, _ = sessions(drawn)
+    calls = []
+
+    def call(arrays):
+        outputs = session.call(arrays)
+        calls.append(len(outputs))
+        if len(calls) == 2:
+            outputs[0].reshape(-1)[-1] = NAN
+        return outputs
+
+    found = compare_outputs(task, reference, replace(session, call=call), task.test)
+    assert len(calls) > 2 and found.largest == found.mean == INF
 
 
 class Two(nn.Module):

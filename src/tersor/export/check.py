@@ -7,6 +7,7 @@ values fed in before it. What then differs by more than a step is a node that co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -79,8 +80,8 @@ def compare_outputs(
     if not outputs:
         raise VerificationError("the model gives no floating output to compare")
     worst = max(outputs, key=_Output.largest)
-    steps = torch.cat([torch.cat(one.differences) / one.step for one in outputs])
-    return Agreement(samples, worst.step, float(steps.max()), float(steps.mean()))
+    mean = sum(one.total / one.step for one in outputs) / max(sum(one.count for one in outputs), 1)
+    return Agreement(samples, worst.step, worst.largest(), mean)
 
 
 class _Output:
@@ -88,23 +89,34 @@ class _Output:
 
     def __init__(self) -> None:
         self.low, self.high = float("inf"), -float("inf")
-        self.differences: list[Tensor] = []
+        self.most = self.total = 0.0  # of the differences, in the output's own unit
+        self.count = 0
 
     def note(self, wanted: Tensor, given: Tensor) -> None:
-        self.differences.append((wanted - given).abs().flatten())
-        if wanted.numel():
-            self.low, self.high = min(self.low, float(wanted.min())), max(self.high, float(wanted.max()))
+        if not wanted.numel():
+            return
+        off = _differences(wanted, given)
+        self.most, self.total = max(self.most, float(off.max())), self.total + float(off.sum())
+        self.count += off.numel()
+        finite = wanted[wanted.isfinite()]
+        if finite.numel():
+            self.low, self.high = min(self.low, float(finite.min())), max(self.high, float(finite.max()))
 
     @property
     def step(self) -> float:
         """What an 8-bit output could tell apart; of a constant one, by its size."""
         span = self.high - self.low if self.high > self.low else abs(self.high)
-        return max(span / STEPS, 1e-12)
+        return max(span / STEPS, 1e-12) if math.isfinite(span) else 1.0
 
     def largest(self) -> float:
-        """The largest difference, in steps; NaN counts as the largest of all."""
-        found = float(max((one.max() for one in self.differences if one.numel()), default=0.0)) / self.step
-        return float("inf") if found != found else found
+        """The largest difference, in steps."""
+        return self.most / self.step
+
+
+def _differences(wanted: Tensor, given: Tensor) -> Tensor:
+    """Of each element: none of equal infinities, infinite where there is no number; never NaN."""
+    off = torch.where(wanted == given, 0.0, (wanted - given).abs())
+    return off.nan_to_num(nan=math.inf, posinf=math.inf)
 
 
 def check_agreement(
@@ -155,14 +167,16 @@ class _Forced(nn.Module):
         template = self.point.template
         if template.dynamic:  # the runtime's value before it is quantized: a step is that of the batch
             span = float(value.max().clamp(min=0) - value.min().clamp(max=0))
-            self._note(value, self.given, max(span / STEPS, 1e-12))
+            self._note(value, self.given, max(1e-12, span / STEPS) if math.isfinite(span) else math.inf)
             rounded: Tensor = self.point(self.given)
             return rounded
         self._note(self.point(value), self.given, template.scale)
         return self.given
 
     def _note(self, mine: Tensor, theirs: Tensor, step: float) -> None:
-        self.largest = max(self.largest, float((mine - theirs).abs().max()) / step)
+        if mine.numel():
+            most = float(_differences(mine, theirs).max())
+            self.largest = max(self.largest, most / step if math.isfinite(step) else math.inf)
 
 
 def _compare_points(
