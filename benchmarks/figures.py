@@ -248,7 +248,13 @@ def calibrators(stored: Row) -> list[str]:
     return [
         "Test error in percent, weights in 8 bits; bold: the least validation error.",
         table(["net", "data", "activation bits", "floats", *names], lines),
+        *_unfinished(stored),
     ]
+
+
+def _unfinished(stored: Row) -> list[str]:
+    left = stored.get("unfinished")
+    return [f"Not run yet: {'; '.join(left)}."] if left else []
 
 
 def qat(stored: Row) -> list[str]:
@@ -268,8 +274,7 @@ def qat(stored: Row) -> list[str]:
         f"{stored['conditions'].capitalize()}.",
         table(["net", "bits of weights", "floats", *ways], lines),
     ]
-    missing = ", ".join(stored["unfinished"])
-    return [*text, f"Not run yet: {missing}."] if missing else text
+    return [*text, *_unfinished(stored)]
 
 
 def _mean_error(rows: Sequence[Row], field: str) -> str:
