@@ -167,6 +167,19 @@ def test_percentiles():
     assert zero[0] == round(-low / scale[0])
 
 
+@pytest.mark.parametrize("grid", [Grid(8), Grid(8, symmetric=False), Grid(8, signed=False)])
+def test_percentiles_of_what_is_mostly_zeros_clip_nothing(grid):
+    values = torch.zeros(2, 1000)
+    values[0, :5] = torch.tensor([0.3, 0.4, 0.2, 0.1, 0.25])
+    values[1] = torch.linspace(0, 1, 1000)
+    grid = Grid(grid.bits, grid.symmetric, grid.signed, granularity=Granularity("channel"))
+    scales = {
+        method: choose_scales(values, grid, method, percentile=99)[0] for method in ("max", "percentile")
+    }
+    assert scales["percentile"][0] == scales["max"][0]
+    assert scales["percentile"][1] < scales["max"][1]
+
+
 def test_one_bit_takes_the_mean():
     values = weights("heavy", 999)
     tensor = torch.from_numpy(values)

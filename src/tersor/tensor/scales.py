@@ -39,6 +39,7 @@ def choose_scales(
     max -- nothing is clipped. percentile -- of the magnitudes, or of each end for an asymmetric grid.
     mse -- the least squared error, weighted by ``importance`` (shape of the tensor, not negative).
 
+    Where a percentile of weights that are mostly zeros is 0, the group is not clipped at all.
     Weights where ``mask`` is False do not count. On a binary grid every method gives the mean magnitude
     (Rastegari et al. 2016, XNOR-Net, section 3.1). mse is exact for small groups, and on {-s, 0, s} up to a
     million weights (Li & Liu 2016 approximate that one), else within 1 % of the least error or so. Powers of
@@ -66,7 +67,8 @@ def choose_scales(
         return np.maximum(scales, _TINY).astype(np.float32), np.zeros(len(scales), np.int32)
     if method != "mse":
         if method == "percentile":
-            extremes = _percentiles(values, offsets, percentile / 100, grid.symmetric)
+            clipped = _percentiles(values, offsets, percentile / 100, grid.symmetric)
+            extremes = np.where(clipped.any(axis=1, keepdims=True), clipped, extremes)
         return grid_of_range(extremes[:, 0], extremes[:, 1], grid)
     ends = (grid.low, grid.high)
     if not grid.symmetric:
