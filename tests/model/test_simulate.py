@@ -65,6 +65,21 @@ def test_a_dynamic_point_is_what_onnx_defines(x):
     assert np.abs(given_ - wanted).max() <= step * 1.001
 
 
+def test_a_dynamic_point_takes_any_float16_and_an_empty_batch():
+    tap = FakePoint(QuantPoint("", "input", 0))
+    wide = torch.tensor([-40000.0, 40000.0, 1000.0])
+    assert torch.equal(tap(wide.half()), tap(wide).half())
+    assert tap(torch.zeros(0, 3)).shape == (0, 3)
+
+
+def test_one_signed_bit_learns():
+    tap = FakePoint(QuantPoint("", "conv", 0, bits=1, signed=True, scale=0.5), learn=True)
+    made = tap(torch.tensor([-0.6, 0.3]))
+    assert made.tolist() == [-0.5, 0.0]
+    made.sum().backward()
+    assert torch.isfinite(tap.shift.grad)
+
+
 @given(st.integers(2, 8))
 def test_few_bits_have_few_values(bits):
     point = QuantPoint("", "input", 0, bits=bits, scale=0.5, zero_point=1)

@@ -45,13 +45,15 @@ class FakePoint(nn.Module):
         """The value, rounded."""
         point = self.template
         if point.dynamic:
+            if not value.numel():
+                return value
             scale, zero_point = _range_of(value.detach(), point)
             return fake_quantize(value, scale, zero_point, point.low, point.high)
         if self.shift is None:
             return fake_quantize(value, self.start, point.zero_point, point.low, point.high)
         scale = learned_scale(self.start, self.shift)
         features = value.numel() // max(len(value), 1) if value.ndim else 1
-        pull = 1 / sqrt(max(features, 1) * point.high)
+        pull = 1 / sqrt(max(features, 1) * max(point.high, 1))  # one signed bit ends at 0
         return lsq_quantize(value, scale, point.zero_point, point.low, point.high, pull)
 
     def point(self) -> QuantPoint:
@@ -155,7 +157,8 @@ def values_of(traced: Traced) -> Mapping[Key, str]:
 
 def _range_of(value: Tensor, point: QuantPoint) -> tuple[Tensor, Tensor]:
     """Scale and zero point of one batch, as ONNX's DynamicQuantizeLinear takes them."""
-    return _grid_of(value.min(), value.max(), point)
+    least, greatest = value.aminmax()
+    return _grid_of(least.float(), greatest.float(), point)  # float16 has no difference of its two ends
 
 
 def _grid_of(low: Tensor, high: Tensor, point: QuantPoint) -> tuple[Tensor, Tensor]:
