@@ -65,7 +65,8 @@ def smooth_(
     for value, readers in linear.items():
         layers = [model.get_submodule(one.path) for one in readers]
         names = [one.weights[0] for one in readers]
-        largest = torch.stack([_latent(weights[name]).abs().amax(0) for name in names]).amax(0)
+        # What is computed, not the latent: under a mask that still has the weights that were pruned.
+        largest = torch.stack([weights[name].dense().abs().amax(0) for name in names]).amax(0)
         factor = _factor(ranges[value].to(largest.device), largest, min(alphas[name] for name in names))
         for one, layer, name in zip(readers, layers, names, strict=True):
             change = Change(one.path, INPUT_SCALE, len(factor))
@@ -113,7 +114,9 @@ class _FeatureRange(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         """The value itself."""
-        now = value.detach().abs().float().flatten(0, -2).amax(0)
+        if not value.numel():
+            return value
+        now = value.detach().abs().float().reshape(-1, value.shape[-1]).amax(0)
         self.largest = now if self.largest is None else torch.maximum(self.largest, now)
         return value
 
@@ -133,7 +136,9 @@ def _ranges(
         run_calibration(run, task, batches, device=device, progress=progress)
     found = {}
     for value, tap in taps.items():
-        if tap.largest is None or not bool(torch.isfinite(tap.largest).all()):
+        if tap.largest is None:
+            raise TensorError(f"{value} was empty in all of the data to smooth on: give more batches")
+        if not bool(torch.isfinite(tap.largest).all()):
             raise TensorError(f"{value} holds NaN or Inf on the data to smooth on")
         found[value] = tap.largest
     return found
