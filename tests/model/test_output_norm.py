@@ -199,7 +199,7 @@ def test_the_layer_of_a_folded_norm_is_found():
 
         def forward(self, x):
             x = F.relu(self.norms[1](self.right(x)))
-            return self.norms[2](x + self.norms[0](self.left(x)))
+            return self.norms[2](x + self.norms[0](input=self.left(x)))
 
     model = Net().eval()
     inputs = Inputs((torch.randn(2, 3, 4, 4),), {}, ((0,),))

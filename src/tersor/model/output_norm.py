@@ -86,13 +86,16 @@ def folded_into(model: nn.Module, norms: Iterable[str], inputs: Inputs) -> dict[
     def note(path: str, module: nn.Module, given: tuple[Any, ...], result: Any) -> None:
         made.append((result, path))
 
-    def match(path: str, module: nn.Module, given: tuple[Any, ...]) -> None:
-        found.update((path, layer) for value, layer in made if value is given[0])
+    def match(path: str, module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        (read,) = (*given, *named.values())
+        found.update((path, layer) for value, layer in made if value is read)
 
     modules = dict(model.named_modules())
     layers = [path for path, module in modules.items() if isinstance(module, nn.Linear | _ConvNd)]
     handles = [modules[path].register_forward_hook(partial(note, path)) for path in layers]
-    handles += [modules[path].register_forward_pre_hook(partial(match, path)) for path in norms]
+    handles += [
+        modules[path].register_forward_pre_hook(partial(match, path), with_kwargs=True) for path in norms
+    ]
     device = next((one.device for one in model.parameters()), torch.device("cpu"))
     args, kwargs = pytree.tree_map_only(Tensor, lambda one: one.to(device), (inputs.args, inputs.kwargs))
     try:
