@@ -16,20 +16,25 @@ from torch.export.graph_signature import OutputKind
 from torch.utils import _pytree as pytree
 
 from tersor.errors import TaskError
-from tersor.model.trace import Traced, check_general
+from tersor.model.trace import Traced, check_general, module_path
 
 _ATEN = torch.ops.aten
 # Where an operator says that it trains: the position of that argument.
 _TRAINING_FLAG: Mapping[Any, int] = {
     _ATEN.batch_norm.default: 5,
     _ATEN.instance_norm.default: 5,
-    _ATEN.dropout.default: 2,
-    _ATEN.feature_dropout.default: 2,
+    **dict.fromkeys(
+        (_ATEN.dropout.default, _ATEN.dropout_.default,
+         _ATEN.feature_dropout.default, _ATEN.feature_dropout_.default,
+         _ATEN.alpha_dropout.default, _ATEN.alpha_dropout_.default,
+         _ATEN.feature_alpha_dropout.default, _ATEN.feature_alpha_dropout_.default), 2),
+    _ATEN.rrelu.default: 3,
+    _ATEN.rrelu_.default: 3,
     _ATEN.lstm.input: 6,
     _ATEN.gru.input: 6,
     _ATEN.rnn_tanh.input: 6,
     _ATEN.rnn_relu.input: 6,
-}
+}  # fmt: skip
 _NORMS = (_ATEN.batch_norm.default, _ATEN.instance_norm.default)
 
 
@@ -37,10 +42,10 @@ class GraphModel(nn.Module):
     """``model`` run through ``traced``, with a module of ``taps`` on each value that it names.
 
     A tap takes the value and gives what its readers see instead: all, or where ``readers`` names some by
-    their outputs, these alone. In training mode dropout and batch
-    norms train as they would in the model (not so dropout inside of attention, and norms that average over
-    all batches); ``frozen_norms`` keeps the norms at their running statistics. Raises :class:`TaskError` for
-    a graph that does not take all batches.
+    their outputs, these alone. In training mode dropout and batch norms train as they would in the model,
+    each as the mode of its module is (not so dropout inside of attention, and norms that average over all
+    batches); ``frozen_norms`` keeps the norms at their running statistics. Raises :class:`TaskError` for a
+    graph that does not take all batches.
     """
 
     def __init__(
@@ -60,7 +65,12 @@ class GraphModel(nn.Module):
         self.frozen_norms = frozen_norms
         self.readers = dict(readers or {})
         self._tapped = tuple(taps or {})
-        self._programs: dict[bool, fx.GraphModule] = {}
+        self._trains = {
+            node.name: module_path(node)
+            for node in traced.graph.nodes
+            if node.target in _TRAINING_FLAG and not (frozen_norms and node.target in _NORMS)
+        }
+        self._programs: dict[frozenset[str], fx.GraphModule] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model would give, with the taps in between."""
@@ -113,11 +123,21 @@ class GraphModel(nn.Module):
         return value
 
     def _program(self) -> fx.GraphModule:
-        if self.training not in self._programs:
-            self._programs[self.training] = self._build(self.training)
-        return self._programs[self.training]
+        training = self._in_training()
+        if training not in self._programs:
+            self._programs[training] = self._build(training)
+        return self._programs[training]
 
-    def _build(self, training: bool) -> fx.GraphModule:
+    def _in_training(self) -> frozenset[str]:
+        """The nodes that train now: a model's own train() may keep modules from it, as is done with norms."""
+        if not self.training:
+            return frozenset()
+        modules = dict(self.model.named_modules(remove_duplicate=False))
+        return frozenset(
+            name for name, path in self._trains.items() if getattr(modules.get(path), "training", True)
+        )
+
+    def _build(self, training: Collection[str]) -> fx.GraphModule:
         graph = fx.Graph()
         plain: dict[fx.Node, fx.Node] = {}
         tapped: dict[fx.Node, fx.Node] = {}
@@ -140,7 +160,7 @@ class GraphModel(nn.Module):
                 graph.output(tuple(read(node, one) if isinstance(one, fx.Node) else one for one in outputs))
                 continue
             plain[node] = graph.node_copy(node, partial(read, node))
-            self._adapt(node, plain[node], training)
+            self._adapt(node, plain[node], node.name in training)
             if node.name in taps:
                 tapped[node] = graph.call_module(taps[node.name], (plain[node],))
         root = nn.Module()
@@ -149,10 +169,12 @@ class GraphModel(nn.Module):
 
     def _adapt(self, node: fx.Node, copy: fx.Node, training: bool) -> None:
         """Set the flag of what trains; an operator that writes over its only reader's input need not."""
-        at = _TRAINING_FLAG.get(node.target)
-        frozen = self.frozen_norms and node.target in _NORMS
-        if at is not None and training and not frozen:
-            copy.update_arg(at, True)
+        if training:
+            at = _TRAINING_FLAG[node.target]
+            if at < len(copy.args):
+                copy.update_arg(at, True)
+            else:  # a default that the graph leaves out
+                copy.update_kwarg(node.target._schema.arguments[at].name, True)  # type: ignore[union-attr]
         plain = _out_of_place(node)
         if plain is not None:
             copy.target = plain
