@@ -82,7 +82,7 @@ def test_what_is_about_to_train_computes_what_was_calibrated():
         assert len(aware.norms) == (3 if step.freeze_norms else 0)
 
 
-@pytest.mark.parametrize("activations", ["static", "dynamic", "none"])
+@pytest.mark.parametrize("activations", ["static", "none"])
 def test_folding_norms_away_leaves_what_the_model_computes_and_the_codes(activations):
     task = plain_task()
     step = replace(NORMS, activations=activations)
