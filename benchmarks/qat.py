@@ -43,7 +43,7 @@ END_BITS = 8
 TRAINING = {
     ("lenet5_caffe", "qat"): Train(epochs=4, lr=5e-4, warmup=0.05),
     ("resnet20", "qat"): Train(epochs=8, lr=3e-4, warmup=0.05),
-    ("resnet20", "taught"): Train(epochs=5, lr=1e-4, warmup=0.05),
+    ("resnet20", "taught"): Train(epochs=12, lr=3e-4, warmup=0.05),
 }
 TEMPERATURE, SOFT_SHARE = 4.0, 0.9  # of soft targets, and their part of the loss
 
