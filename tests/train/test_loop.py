@@ -460,7 +460,9 @@ def test_scales_that_learn_take_no_part_of_the_norm_that_clips_weights(learn: bo
     before = [one.detach().clone() for one in model.parameters()]
     phase = Train(epochs=1, lr=1.0, optimizer="sgd", momentum=0.0, clip_norm=1e-3, schedule="constant")
     fit(model, made_task([(INPUTS, TARGETS)]), phase, seed=0)
-    moved = [(one, float((one.detach() - old).norm())) for one, old in zip(model.parameters(), before, strict=True)]
+    moved = [
+        (one, float((one.detach() - old).norm())) for one, old in zip(model.parameters(), before, strict=True)
+    ]
     weights = [length for one, length in moved if one not in scales]
     assert np.linalg.norm(weights) == pytest.approx(1e-3, rel=1e-2)
     assert all(0 < length < 1.01e-3 for one, length in moved if one in scales)
