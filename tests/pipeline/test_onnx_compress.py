@@ -363,3 +363,15 @@ def test_a_net_from_torch_is_integer_from_end_to_end(tmp_path):
     fused = fused_operators(result.path, tmp_path)
     assert (fused.count("QLinearConv"), fused.count("QLinearAdd"), fused.count("QGemm")) == (3, 1, 1)
     assert (fused.count("QuantizeLinear"), fused.count("DequantizeLinear")) == (1, 0)  # the input alone
+
+
+def test_layers_that_an_int32_bias_keeps_in_floats_are_told(tmp_path, keras):
+    recipe = Recipe(steps=(Quantize(bits=2, activation_bits=4, scale="mse"),))
+    found = rows(compress_onnx(keras, IMAGES, recipe, out=tmp_path / "few.onnx").touched)
+    told = {name for name, (_, detail) in found.items() if "the layer is computed in floats" in detail}
+    names = {node.name for node in onnx.load(tmp_path / "few.onnx").graph.node}
+    weights = {name for name in found if name.endswith("kernel")}
+    assert told and told == {name for name in weights if f"{name}_DequantizeLinear" not in names}
+    whole = compress_onnx(keras, IMAGES, out=tmp_path / "eight.onnx").path
+    names = {node.name for node in onnx.load(whole).graph.node}
+    assert {f"{name}_DequantizeLinear" for name in weights} <= names

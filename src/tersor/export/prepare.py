@@ -61,8 +61,10 @@ def quantized(
     integer: Iterable[str],
     *,
     bare: Collection[str] = (),
-) -> bytes:
+) -> tuple[bytes, Mapping[str, str]]:
     """The file with activations quantized at ``points``, by value, and with ``weights`` as codes.
+
+    Beside it the weights, of those in ``integer``, whose layers stay float: name and reason.
 
     integer -- the weights that integer layers read; bare -- as in :func:`tersor.export.qdq.write_points_`.
     Outputs keep their names.
@@ -72,11 +74,11 @@ def quantized(
     names = [str(one.name) for one in graph.outputs]
     _insert_points_(graph, points, weights)
     copy.opset_imports[DOMAIN] = 1
-    write_points_(copy, points, weights, integer, bare=bare)
+    dropped = write_points_(copy, points, weights, integer, bare=bare)
     keep_apart_(graph)
     _rename_outputs_(graph, names)
     copy.producer_name, copy.producer_version = "tersor", ""
-    return serialized(copy)
+    return serialized(copy), dropped
 
 
 def serialized(model: ir.Model) -> bytes:

@@ -111,7 +111,7 @@ def compress_onnx(
         plan = _planned(content, recipe, progress)
     calibrating, held = _split(batches, step)
     points = _points(plan, before.inputs, calibrating, progress)
-    made = _written(plan, {value: one.point for value, one in points.items()})
+    made, dropped = _written(plan, {value: one.point for value, one in points.items()})
     after = open_session(made)
     agreement = compare_sessions(before, after, held or batches[:CHECKED], progress)
     with disk_errors(target):
@@ -119,7 +119,7 @@ def compress_onnx(
     with replacing(target) as partial, disk_errors(target):
         partial.write_bytes(made)
     return OnnxResult(target, len(made), len(content), after.description,
-                      tuple(_report(plan, points)), agreement, bool(held))  # fmt: skip
+                      tuple(_report(plan, points, dropped)), agreement, bool(held))  # fmt: skip
 
 
 def plan_onnx(
@@ -127,7 +127,7 @@ def plan_onnx(
 ) -> tuple[Touched, ...]:
     """What :func:`compress_onnx` would do to each weight and operation, and why not; needs no data."""
     with in_context(str(source)):
-        return tuple(_report(_planned(read_content(source), recipe, progress), {}))
+        return tuple(_report(_planned(read_content(source), recipe, progress), {}, {}))
 
 
 def _check_writable(target: Path) -> None:
@@ -329,7 +329,7 @@ def _points(
     return calibrate(seen, keys, bits=bits, method=step.calibrator, percentile=step.percentile)
 
 
-def _written(plan: _Plan, points: Mapping[str, QuantPoint]) -> bytes:
+def _written(plan: _Plan, points: Mapping[str, QuantPoint]) -> tuple[bytes, Mapping[str, str]]:
     placed = plan.placement
     values = dict(points) | {value: points[root] for value, root in placed.follows.items()}
     integer = {
@@ -340,9 +340,10 @@ def _written(plan: _Plan, points: Mapping[str, QuantPoint]) -> bytes:
     return quantized(plan.model, values, plan.weights, integer, bare=set(placed.follows))
 
 
-def _report(plan: _Plan, points: Mapping[str, Calibrated]) -> Iterator[Touched]:
+def _report(plan: _Plan, points: Mapping[str, Calibrated], dropped: Mapping[str, str]) -> Iterator[Touched]:
     yield from plan.notes
-    yield from (Touched(name, True, words) for name, words in plan.words.items())
+    for name, made in plan.words.items():
+        yield Touched(name, True, "; ".join(filter(None, (made, dropped.get(name)))))
     yield from (Touched(name, False, reason) for name, reason in plan.floats.items())
     keyed = {one.point.key: one for one in points.values()}
     for decision in plan.placement.decisions:
