@@ -61,8 +61,8 @@ def test_a_dynamic_point_is_what_onnx_defines(x):
     ]
     given_, wanted = FakePoint(QuantPoint("", "input", 0))(x).numpy(), onnx_of(nodes, [])(x)
     step = (max(x.max(), 0) - min(x.min(), 0)) / 255
-    # Its kernel multiplies by the reciprocal of the scale: half a code can round either way. A scale below the
-    # least normal float32 counts as that here, and not there.
+    # Its kernel multiplies by the reciprocal of the scale: half a code can round either way. A scale below
+    # the least normal float32 counts as that here, and not there.
     assert np.abs(given_ - wanted).max() <= max(step, np.finfo(np.float32).tiny) * 1.001
 
 
