@@ -10,7 +10,8 @@ from tersor.calibrate.smooth import _FeatureRange
 from tersor.model.attach import attach_mask
 from tersor.model.restore import trained_model
 from tersor.model.storage import storages
-from tersor.pipeline.steps import Context, apply_step
+from tersor.pipeline.context import Context
+from tersor.pipeline.steps import apply_step
 from tersor.pipeline.work import Work
 from tersor.spec import Smooth
 

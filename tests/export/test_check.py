@@ -18,7 +18,8 @@ from tersor.model.inputs import model_inputs
 from tersor.model.restore import trained_model
 from tersor.model.simulate import FakePoint, simulated
 from tersor.model.trace import trace
-from tersor.pipeline.steps import Context, apply_step
+from tersor.pipeline.context import Context
+from tersor.pipeline.steps import apply_step
 from tersor.pipeline.work import Work
 from tersor.points import QuantPoint
 from tersor.spec import Quantize

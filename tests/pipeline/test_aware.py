@@ -20,9 +20,10 @@ from tersor.model.simulate import points_of, simulated
 from tersor.model.storage import storages
 from tersor.model.trace import trace
 from tersor.pipeline.aware import fold_norms_, quantization_aware
+from tersor.pipeline.context import Context
 from tersor.pipeline.quantize import plan_quantization
 from tersor.pipeline.run import step_seed
-from tersor.pipeline.steps import Context, apply_step
+from tersor.pipeline.steps import apply_step
 from tersor.spec import Cluster, Fold, Prune, Quantize, Recipe, Rule, Train
 
 TRAIN = Train(epochs=3, lr=0.01)  # nine steps

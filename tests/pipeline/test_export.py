@@ -25,8 +25,9 @@ from tersor.model.simulate import FakePoint, simulated, values_of
 from tersor.model.storage import storages
 from tersor.model.trace import trace
 from tersor.pipeline import export as export_module
+from tersor.pipeline.context import Context
 from tersor.pipeline.quantize import plan_quantization
-from tersor.pipeline.steps import Context, apply_step
+from tersor.pipeline.steps import apply_step
 from tersor.pipeline.work import Work
 from tersor.points import label
 from tersor.spec import Cluster, Fold, Prune, Quantize, Recipe, Rule, Train

@@ -13,8 +13,9 @@ import tersor
 import tersor.errors
 from tersor.model.restore import trained_model
 from tersor.model.storage import storages
+from tersor.pipeline.context import Context
 from tersor.pipeline.quantize import plan_quantization, point_bits
-from tersor.pipeline.steps import Context, apply_step
+from tersor.pipeline.steps import apply_step
 from tersor.pipeline.work import Work
 from tersor.spec import Cluster, Fold, Prune, Quantize, Recipe, Rule, Train
 from tersor.tensor.codebook import int8_levels

@@ -6,7 +6,8 @@ from tests import nets
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from tersor.model.restore import trained_model
-from tersor.pipeline.steps import Context, apply_step
+from tersor.pipeline.context import Context
+from tersor.pipeline.steps import apply_step
 from tersor.pipeline.work import Work
 from tersor.spec import Fold, Quantize, Smooth, Train
 

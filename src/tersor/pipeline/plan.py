@@ -11,8 +11,9 @@ from typing import Literal
 from tersor.measure.size import dense_bytes
 from tersor.model.attach import collect
 from tersor.model.restore import trained_model
+from tersor.pipeline.context import Context
 from tersor.pipeline.run import check_seed, check_task, file_speed, non_finite, step_seed
-from tersor.pipeline.steps import Context, apply_step, without_training
+from tersor.pipeline.steps import apply_step, without_training
 from tersor.pipeline.work import work_before, write_collected
 from tersor.recipe.load import load_recipe
 from tersor.spec import Recipe, Train

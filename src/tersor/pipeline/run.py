@@ -23,10 +23,11 @@ from tersor.measure.quality import check_asked_drop, compare, evaluate_model
 from tersor.measure.size import dense_bytes
 from tersor.model.attach import Collected, collect
 from tersor.model.restore import trained_model
+from tersor.pipeline.context import Context
 from tersor.pipeline.load import check_device, evaluate
 from tersor.pipeline.result import ARTIFACT, Result, check_folder
 from tersor.pipeline.stages import Stage, StageStore
-from tersor.pipeline.steps import Context, apply_step
+from tersor.pipeline.steps import apply_step
 from tersor.pipeline.work import read_collected, work_before, write_collected
 from tersor.progress import Progress, inside, silent
 from tersor.recipe.load import load_recipe

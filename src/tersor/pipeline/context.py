@@ -1,0 +1,54 @@
+"""What a step needs beside itself, and the training inside one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from tersor.calibrate.activations import calibration_loader
+from tersor.model.program import GraphModel
+from tersor.model.simulate import points_of
+from tersor.pipeline.work import Work
+from tersor.progress import Progress, inside, silent
+from tersor.spec import Step, Train
+from tersor.task import Task
+from tersor.train.control import Control
+from tersor.train.loop import fit
+from tersor.train.randomness import Randomness
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step needs beside itself; ``checkpoint`` is where an interrupted training goes on from."""
+
+    task: Task
+    seed: int = 0
+    device: str = "cpu"
+    checkpoint: Path | None = None
+    progress: Progress = silent
+
+
+def inside_step(step: Step, context: Context) -> Context:
+    """The context of the step's own training: its progress names the step."""
+    return replace(context, progress=inside(context.progress, step.name))
+
+
+def seeded(context: Context) -> AbstractContextManager[None]:
+    """What data is drawn in outside of training: with the seed of the run, whatever was drawn before."""
+    return Randomness(calibration_loader(context.task)).seeded(context.seed)
+
+
+def train_(
+    work: Work, phase: Train, context: Context, controls: Sequence[Control] = (), *,
+    run: nn.Module | None = None,
+) -> None:  # fmt: skip
+    """Train the model, with its points in force if it has any; ``run`` is what runs it, if there is one."""
+    run = work.runnable(context.task) if run is None else run
+    fit(run, context.task, phase, seed=context.seed, device=context.device, controls=controls,
+        checkpoint=context.checkpoint, progress=context.progress)  # fmt: skip
+    if isinstance(run, GraphModel):
+        work.points = points_of(run)

@@ -1,0 +1,36 @@
+"""The frozen words of a plan: what to do, never how.
+
+A :class:`Recipe` is a tuple of steps that run in order. A step that touches tensors has ``targets``
+(patterns, any of which may match) and ``rules`` that change its fields for some of them: the last
+matching rule wins. A pattern is a glob, or a regular expression after ``re:``; it is held against
+the parameter"s name (``fc1.weight``) and against its module"s path (``fc1``).
+
+Recipes in YAML are these same classes, field by field (:mod:`tersor.recipe`).
+"""
+
+from tersor.spec.clustering import Cluster, Init
+from tersor.spec.pruning import AMOUNTS, Prune
+from tersor.spec.quantizing import Fold, Quantize, Smooth
+from tersor.spec.recipe import FAMILIES, STEPS, Code, Recipe, Speed, Step, StepT, replace_fields
+from tersor.spec.rule import Rule
+from tersor.spec.training import Train
+
+__all__ = [
+    "AMOUNTS",
+    "FAMILIES",
+    "STEPS",
+    "Cluster",
+    "Code",
+    "Fold",
+    "Init",
+    "Prune",
+    "Quantize",
+    "Recipe",
+    "Rule",
+    "Smooth",
+    "Speed",
+    "Step",
+    "StepT",
+    "Train",
+    "replace_fields",
+]
