@@ -52,9 +52,9 @@ SEED = 0
 
 # What ``qat`` rows train, weights, scales and biases: rates and epochs as in :mod:`benchmarks.qat`, or fewer.
 TRAINING = {
-    "lenet5_caffe": Train(epochs=2, lr=5e-4, warmup=0.05),
-    "keras_net": Train(epochs=3, lr=5e-4, warmup=0.05),
-    "resnet20": Train(epochs=3, lr=5e-4, warmup=0.05),
+    "lenet5_caffe": Train(epochs=2, lr=5e-4, warmup=0.05, teacher="none"),
+    "keras_net": Train(epochs=3, lr=5e-4, warmup=0.05, teacher="none"),
+    "resnet20": Train(epochs=3, lr=5e-4, warmup=0.05, teacher="none"),
 }
 OURS = ("int8", "int4", "int4 qat", "codebook", "codebook qat")
 PEERS = ("quantize_static", "nncf onnx", "nncf openvino")

@@ -40,7 +40,7 @@ BATCHES = 32  # of 128 training images, to calibrate on
 BATCH_SIZES = (1, 32)
 ROUNDS = 30
 END = (Quantize(batches=BATCHES), Code())
-TUNING = Train(epochs=3, lr=1e-4)  # as the preset cluster-tune has it
+TUNING = Train(epochs=3, lr=1e-4, teacher="none")
 
 RECIPES: Mapping[str, Recipe] = {
     "int8": Recipe(name="int8", steps=(Fold(), *END)),

@@ -4,8 +4,8 @@
 
 Each row folds the batch norms, calibrates activations by the least squared error, and puts the weights on a
 grid for each channel, of the least squared error below 8 bits. ``qat`` then trains weights, biases and scales
-(Esser et al. 2020, LSQ); ``taught`` does too, with the float net's outputs as soft targets in the task's loss
-(Hinton et al. 2015). As there, the first and the last layer have weights and inputs of 8 bits in every
+(Esser et al. 2020, LSQ); ``taught`` does too, with the float net's outputs as soft targets (Hinton et al.
+2015). As there, the first and the last layer have weights and inputs of 8 bits in every
 row. Errors are those of the file on the 10,000 test images with the activations quantized; the settings were
 chosen by validation errors. A row that was interrupted goes on where it stopped; finished ones are not run
 again.
@@ -16,23 +16,20 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 import tersor
 from benchmarks import tasks
 from benchmarks.results import write_results
-from benchmarks.tasks import ImageBatch
-from tersor.model.restore import trained_model
 from tersor.recipe import dump_recipe
-from tersor.spec import Fold, Quantize, Recipe, Rule, Train
+from tersor.spec import Distill, Fold, Quantize, Recipe, Rule, Train
 
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parent / "runs" / "qat"
@@ -40,12 +37,12 @@ ARTIFACTS = HERE / "artifacts"
 COMMAND = "python -m benchmarks.qat"
 ENDS = {"lenet5_caffe": ("0", "7"), "resnet20": ("0", "14")}  # the first and the last layer
 END_BITS = 8
+SOFT_TARGETS = Distill(temperature=4.0, soft=0.9, hard=0.1)
 TRAINING = {
-    ("lenet5_caffe", "qat"): Train(epochs=4, lr=5e-4, warmup=0.05),
-    ("resnet20", "qat"): Train(epochs=8, lr=3e-4, warmup=0.05),
-    ("resnet20", "taught"): Train(epochs=12, lr=3e-4, warmup=0.05),
+    ("lenet5_caffe", "qat"): Train(epochs=4, lr=5e-4, warmup=0.05, teacher="none"),
+    ("resnet20", "qat"): Train(epochs=8, lr=3e-4, warmup=0.05, teacher="none"),
+    ("resnet20", "taught"): Train(epochs=12, lr=3e-4, warmup=0.05, distill=SOFT_TARGETS),
 }
-TEMPERATURE, SOFT_SHARE = 4.0, 0.9  # of soft targets, and their part of the loss
 
 CONDITIONS = (
     "activation_bits holds for what layers with weights read, 8 for what only additions and poolings read; "
@@ -110,8 +107,6 @@ def run(row: Row) -> dict[str, Any]:
     if done is not None:
         return done
     task = getattr(tasks, row.net)()
-    if row.method == "taught":
-        task = replace(task, loss=taught_by(trained_model(task)))
     result = tersor.compress(task, row.recipe, out=RUNS / row.name, seed=row.seed, progress=_print_epoch)
     known = {
         "net": row.net,
@@ -136,19 +131,6 @@ def run(row: Row) -> dict[str, Any]:
         known["artifact"] = f"benchmarks/artifacts/{row.name}.tersor"
     (RUNS / row.name / "row.json").write_text(json.dumps(known, indent=1))
     return known
-
-
-def taught_by(teacher: nn.Module) -> Callable[[Tensor, ImageBatch], Tensor]:
-    """The task's loss with the outputs of ``teacher`` as soft targets (Hinton et al. 2015, section 2)."""
-    teacher.eval().requires_grad_(False)
-
-    def loss(output: Tensor, batch: ImageBatch) -> Tensor:
-        soft = (tasks.forward(teacher, batch) / TEMPERATURE).log_softmax(1)
-        own = (output / TEMPERATURE).log_softmax(1)
-        distance = nn.functional.kl_div(own, soft, log_target=True, reduction="batchmean") * TEMPERATURE**2
-        return SOFT_SHARE * distance + (1 - SOFT_SHARE) * tasks.loss(output, batch)
-
-    return loss
 
 
 def finished(row: Row) -> dict[str, Any] | None:

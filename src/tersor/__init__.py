@@ -34,7 +34,19 @@ if TYPE_CHECKING:
     from tersor.pipeline.result import Result
     from tersor.pipeline.run import compress
     from tersor.recipe.load import load_recipe
-    from tersor.spec import Cluster, Code, Fold, Prune, Quantize, Recipe, Rule, Smooth, Train
+    from tersor.spec import (
+        Cluster,
+        Code,
+        Distill,
+        Fold,
+        Match,
+        Prune,
+        Quantize,
+        Recipe,
+        Rule,
+        Smooth,
+        Train,
+    )
     from tersor.task import Task
     from tersor.tensor.compressed import CompressedTensor
 
@@ -63,6 +75,8 @@ _HOME = {
     "Smooth": "spec",
     "Quantize": "spec",
     "Train": "spec",
+    "Distill": "spec",
+    "Match": "spec",
     "Code": "spec",
     "CompressedTensor": "tensor.compressed",
     "TersorError": "errors",
@@ -81,9 +95,11 @@ __all__ = [
     "Cluster",
     "Code",
     "CompressedTensor",
+    "Distill",
     "ExportError",
     "Fold",
     "FormatError",
+    "Match",
     "Prune",
     "Quantize",
     "Reader",

@@ -33,6 +33,9 @@ class Task:
     metric -- (model, loader) -> one number, instead of ``score``, where no sample has a score alone.
     train, validation, test -- re-iterable loaders of batches (a DataLoader, a list).
     example_inputs -- positional inputs of the model, for export.
+    teacher -- another task, whose trained model this one is to take the place of: its ``forward`` runs it on
+        this task's batches, for what training steps learn from it. Without it the teacher is the uncompressed
+        model itself. ``weights`` of a student that has not been trained are ``build().state_dict()``.
 
     Exactly one of ``score`` and ``metric`` is given. Raises :class:`TaskError` where that does not hold.
     """
@@ -49,6 +52,7 @@ class Task:
     metric: Callable[[nn.Module, Iterable[Batch]], float] | None = None
     higher_is_better: bool = True
     example_inputs: tuple[Any, ...] | None = None
+    teacher: Task | None = None
 
     def __post_init__(self) -> None:
         if (self.score is None) == (self.metric is None):
@@ -62,6 +66,9 @@ class Task:
         if not isinstance(self.weights, Mapping | str | Path):
             kind = type(self.weights).__name__
             raise TaskError(f"task {self.name!r}: weights is a {kind}; give model.state_dict() or a path")
+        if self.teacher is not None and not isinstance(self.teacher, Task):
+            kind = type(self.teacher).__name__
+            raise TaskError(f"task {self.name!r}: teacher is a {kind}; it has to be a tersor.Task of its own")
         for name in ("train", "validation", "test"):
             loader = getattr(self, name)
             if loader is None and name != "test":

@@ -49,10 +49,11 @@ def cluster(work: Work, step: Cluster, context: Context) -> list[Touched]:
             )
         attach_codebook(model, storage, compressed, update=spec.update, latent=spec.reassign > 0)
     context.progress(step.name, len(chosen), len(chosen))
+    rows: list[Touched] = []
     if step.train is not None:
         controls = [Reassignment(model, chosen, step.reassign)] if step.reassign else []
-        train_(work, step.train, inside_step(step, context), controls)
-    return report_storages(model, selected)
+        rows = train_(work, step.train, inside_step(step, context), controls)
+    return [*report_storages(model, selected), *rows]
 
 
 def _one_price(

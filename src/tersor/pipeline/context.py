@@ -14,11 +14,13 @@ from tersor.model.program import GraphModel
 from tersor.model.simulate import points_of
 from tersor.pipeline.work import Work
 from tersor.progress import Progress, inside, silent
+from tersor.result import Touched
 from tersor.spec import Step, Train
 from tersor.task import Task
 from tersor.train.control import Control
 from tersor.train.loop import fit
 from tersor.train.randomness import Randomness
+from tersor.train.teaching import teaching_for
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,16 @@ def seeded(context: Context) -> AbstractContextManager[None]:
 def train_(
     work: Work, phase: Train, context: Context, controls: Sequence[Control] = (), *,
     run: nn.Module | None = None,
-) -> None:  # fmt: skip
-    """Train the model, with its points in force if it has any; ``run`` is what runs it, if there is one."""
+) -> list[Touched]:  # fmt: skip
+    """Train the model, with its points in force if it has any; ``run`` is what runs it, if there is one.
+
+    Returns what is to be recorded of its teacher.
+    """
     run = work.runnable(context.task) if run is None else run
+    teaching, rows = teaching_for(phase, context.task, run, seed=context.seed, device=context.device)
+    controls = [*controls, teaching] if teaching else controls
     fit(run, context.task, phase, seed=context.seed, device=context.device, controls=controls,
         checkpoint=context.checkpoint, progress=context.progress)  # fmt: skip
     if isinstance(run, GraphModel):
         work.points = points_of(run)
+    return rows

@@ -50,7 +50,7 @@ def quantize(work: Work, step: Quantize, context: Context) -> list[Touched]:
             work, planned, step, context.task,
             seed=context.seed, device=context.device, progress=inside(inner.progress, "norms"),
         )  # fmt: skip
-        train_(work, step.train, inner, aware.controls, run=aware.run)
+        rows += train_(work, step.train, inner, aware.controls, run=aware.run)
         rows += fold_norms_(work, aware)
     now = {storage.name: storage for storage in storages(work.model)}
     final = {

@@ -20,8 +20,9 @@ def prune(work: Work, step: Prune, context: Context) -> list[Touched]:
     selected = select(model, step)
     chosen = [one for one in selected if one.step is not None]
     if step.schedule == "gradual" and step.train is not None:
-        train_(work, step.train, inside_step(step, context), [GradualPruning(model, chosen, step)])
-        return report_storages(model, selected)
+        controls = [GradualPruning(model, chosen, step)]
+        rows = train_(work, step.train, inside_step(step, context), controls)
+        return [*report_storages(model, selected), *rows]
     for ranked in ranked_together(chosen, step):
         amount = {name: getattr(ranked[0].step, name) for name in AMOUNTS}
         names = [one.storage.name for one in ranked]
@@ -29,6 +30,5 @@ def prune(work: Work, step: Prune, context: Context) -> list[Touched]:
             masks = magnitude_masks([one.storage.dense() for one in ranked], names=names, **amount)
         for one, mask in zip(ranked, masks, strict=True):
             attach_mask(model, one.storage, mask)
-    if step.train is not None:
-        train_(work, step.train, inside_step(step, context))
-    return report_storages(model, selected)
+    rows = [] if step.train is None else train_(work, step.train, inside_step(step, context))
+    return [*report_storages(model, selected), *rows]

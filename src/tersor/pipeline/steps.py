@@ -41,8 +41,7 @@ def without_training(step: Step) -> Step:
 
 
 def _fit(work: Work, step: Train, context: Context) -> list[Touched]:
-    train_(work, step, context)
-    return []
+    return train_(work, step, context)
 
 
 def _code(work: Work, step: Code, context: Context) -> list[Touched]:

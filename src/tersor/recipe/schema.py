@@ -13,7 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from tersor.errors import SpecError, did_you_mean, in_context
 from tersor.patterns import matches
-from tersor.spec import STEPS, Quantize, Recipe, Rule, Step, Train, replace_fields
+from tersor.spec import STEPS, Distill, Match, Quantize, Recipe, Rule, Step, Train, replace_fields
 
 Data = dict[str, Any]
 
@@ -26,6 +26,7 @@ WHOLE_STEP = (
     "freeze_observers", "freeze_norms",
 )  # fmt: skip
 
+_NESTED: Mapping[str, type[Train | Distill]] = {"train": Train, "distill": Distill}
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 _STEP_NAME = re.compile(r"[^\s.=]+")
 _SHORT = Repr()
@@ -116,7 +117,7 @@ def _check_pattern(pattern: str, path: str) -> None:
         matches(pattern, "")
 
 
-def _fields(spec: type[Step], data: object, path: str, also: tuple[str, ...] = ()) -> Data:
+def _fields(spec: type[Step | Distill | Match], data: object, path: str, also: tuple[str, ...] = ()) -> Data:
     """The checked arguments of ``spec``; ``rules`` are left as they are, for :func:`_rule`."""
     known = [field.name for field in fields(spec)]
     body = _mapping(data, path)
@@ -127,14 +128,33 @@ def _fields(spec: type[Step], data: object, path: str, also: tuple[str, ...] = (
     return {key: _field(spec, key, value, f"{path}.{key}") for key, value in body.items()}
 
 
-def _field(spec: type[Step], key: str, value: object, path: str) -> object:
+def _field(spec: type[Step | Distill | Match], key: str, value: object, path: str) -> object:
     if key == "rules" or (key == "train" and value is None):
         return value
-    if key == "train":
-        given = _fields(Train, value, path)
-        with in_context(path):
-            return Train(**given)
+    if key in _NESTED:
+        return _nested(_NESTED[key], value, path)
+    if key == "layers":
+        if not isinstance(value, list | tuple):
+            raise _wrong(path, value, "has to be a list, as in `[{student: block*, teacher: layer*}]`")
+        return tuple(_match(one, f"{path}[{index}]") for index, one in enumerate(value))
     return _checked(spec, key, value, path)
+
+
+def _nested(spec: type[Train | Distill | Match], data: object, path: str) -> Any:
+    given = _fields(spec, data, path)
+    with in_context(path):
+        return spec(**given)
+
+
+def _match(data: object, path: str) -> Match:
+    for side in ("student", "teacher"):
+        if side not in _mapping(data, path):
+            raise _wrong(path, data, f"a match takes {side}: a glob on module paths, or a regular expression "
+                         "after 're:'")  # fmt: skip
+    found: Match = _nested(Match, data, path)
+    _check_pattern(found.student, f"{path}.student")
+    _check_pattern(found.teacher, f"{path}.teacher")
+    return found
 
 
 def _checked(spec: type, key: str, value: object, path: str) -> Any:
@@ -157,7 +177,7 @@ def _adapters(spec: type) -> dict[str, TypeAdapter[Any]]:
     return {
         field.name: TypeAdapter(_hints(spec)[field.name], config=_STRICT)
         for field in fields(spec)
-        if field.name not in ("rules", "train", "steps")
+        if field.name not in ("rules", "train", "steps", "distill", "layers")
     }
 
 
@@ -166,10 +186,13 @@ def _hints(spec: type) -> dict[str, Any]:
     return get_type_hints(spec)
 
 
-def _step_data(step: Step) -> Data:
+def _step_data(step: Step | Distill) -> Data:
     data = _changed(step)
-    if "train" in data:
-        data["train"] = _changed(data["train"])
+    for name in _NESTED:
+        if name in data:
+            data[name] = _step_data(data[name])
+    if "layers" in data:
+        data["layers"] = [_changed(one) for one in data["layers"]]
     if "rules" in data:
         data["rules"] = [_rule_data(rule) for rule in data["rules"]]
     return data

@@ -13,7 +13,7 @@ from tersor.spec.pruning import AMOUNTS, Prune
 from tersor.spec.quantizing import Fold, Quantize, Smooth
 from tersor.spec.recipe import FAMILIES, STEPS, Code, Recipe, Speed, Step, StepT, replace_fields
 from tersor.spec.rule import Rule
-from tersor.spec.training import Train
+from tersor.spec.training import Distill, Match, Train
 
 __all__ = [
     "AMOUNTS",
@@ -21,8 +21,10 @@ __all__ = [
     "STEPS",
     "Cluster",
     "Code",
+    "Distill",
     "Fold",
     "Init",
+    "Match",
     "Prune",
     "Quantize",
     "Recipe",

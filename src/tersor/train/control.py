@@ -17,6 +17,7 @@ from tersor.model.parametrization import MaskedWeight, SharedWeight
 from tersor.model.select import Selected
 from tersor.model.storage import Storage
 from tersor.spec import Cluster, Prune
+from tersor.task import Batch, Output
 from tersor.tensor.masks import Mask, magnitude_masks
 from tersor.train.schedule import cubic_sparsity
 
@@ -24,10 +25,24 @@ UPDATES = 100
 
 
 class Control:
-    """Hooks of the training loop, to be overridden; what they keep has to live in the model's state."""
+    """Hooks of the training loop, to be overridden.
+
+    What they keep from step to step has to live in the state of the model or of ``learner``.
+    """
 
     def on_step_begin(self, step: int, total: int) -> None:
         """Before step 0..total-1 sees its batch."""
+
+    def before_forward(self, batch: Batch) -> None:
+        """Before the model sees a batch, on its device."""
+
+    def loss(self, loss: Tensor, output: Output, batch: Batch) -> Tensor:
+        """What is minimized in place of ``loss``."""
+        return loss
+
+    def learner(self) -> nn.Module | None:
+        """What trains beside the model and is in the checkpoint with it, on its device."""
+        return None
 
     def after_step(self, step: int, total: int) -> None:
         """After the optimizer's step."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, astuple, dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
@@ -60,7 +61,8 @@ def fit(
     with the model's modes and device. ``checkpoint`` is a file to go on from if it is there; it is
     written once a minute, at the end, and on Ctrl-C between two steps, after which KeyboardInterrupt goes its
     way. Going on from it, with the model and controls as they were at the beginning of the phase, ends in the
-    same weights as training without a break. ``progress`` counts epochs.
+    same weights as training without a break. ``progress`` counts epochs. A teacher is one of the controls
+    (:class:`tersor.train.teaching.Teaching`): ``phase.teacher`` is not looked at here.
 
     Raises :class:`TaskError` if the task has no loss or training data, if nothing is trainable,
     or if the loss becomes NaN or infinite.
@@ -72,8 +74,9 @@ def fit(
         total = max(1, round(phase.epochs * steps_an_epoch))
         epochs = total / steps_an_epoch
         randomness.seed(seed)
-        optimizer = make_optimizer(model, phase)
-        run = _Run(model, optimizer, phase, randomness, checkpoint, identity=[asdict(phase), seed, total])
+        learners = [one for control in controls if (one := control.learner()) is not None]
+        optimizer = make_optimizer(model, phase, learners)
+        run = _Run(model, optimizer, phase, randomness, checkpoint, learners, [asdict(phase), seed, total])
         run.load()
         with interrupt_later() if checkpoint else nullcontext(lambda: False) as interrupted:
             while run.step < total:
@@ -81,13 +84,7 @@ def fit(
                 end = min((epoch + 1) * steps_an_epoch, total)
                 started = perf_counter()
                 for batch in islice(run.begin_epoch(loader, skip), end - run.step):
-                    for control in controls:
-                        control.on_step_begin(run.step, total)
-                    lr = learning_rate(run.step, total, phase)
-                    run.losses.append(_learn(model, task, phase, optimizer, lr, to_device(batch, device)))
-                    for control in controls:
-                        control.after_step(run.step, total)
-                    run.step += 1
+                    _learn(run, controls, partial(_loss, model, task, to_device(batch, device), controls))
                     if run.step % REPORT_STEPS == 0 and run.step < end:
                         progress(phase.name, run.step / steps_an_epoch, epochs, f"loss {run.last_loss():.4g}")
                     if run.step < end:
@@ -104,24 +101,33 @@ def fit(
     return run.records
 
 
-def _learn(
-    model: nn.Module, task: Task, phase: Train, optimizer: torch.optim.Optimizer, lr: float, batch: Batch
-) -> Tensor:
+def _learn(run: _Run, controls: Sequence[Control], loss_now: Callable[[], Tensor]) -> None:
+    step, total = run.step, run.identity[-1]
+    for control in controls:
+        control.on_step_begin(step, total)
+    optimizer, phase, lr = run.optimizer, run.phase, learning_rate(step, total, run.phase)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.zero_grad(set_to_none=True)
-    loss = _loss(model, task, batch)
+    loss = loss_now()
     torch.autograd.backward(loss)
     if phase.clip_norm is not None:
         # Scales apart: the gradient to a logarithm is 1e2 to 1e4 times as long, and would be all of the norm.
         for group in optimizer.param_groups:
             nn.utils.clip_grad_norm_(group["params"], phase.clip_norm)
     optimizer.step()
-    return loss.detach()
+    run.losses.append(loss.detach())
+    for control in controls:
+        control.after_step(step, total)
+    run.step += 1
 
 
-def make_optimizer(model: nn.Module, phase: Train) -> torch.optim.Optimizer:
-    """The phase's optimizer over what is trainable now; :class:`TaskError` if nothing is.
+def make_optimizer(
+    model: nn.Module, phase: Train, learners: Iterable[nn.Module] = ()
+) -> torch.optim.Optimizer:
+    """The phase's optimizer over what is trainable now; :class:`TaskError` if nothing in the model is.
+
+    ``learners`` train beside it, in a group of their own.
 
     So it is for AdamW on float16: its state has that dtype, where eps and small squared gradients are 0. SGD
     divides by nothing and trains there. Weights decay; learned scales do not, whose decay would lead back to
@@ -135,6 +141,9 @@ def make_optimizer(model: nn.Module, phase: Train) -> torch.optim.Optimizer:
     groups: list[dict[str, Any]] = [{"params": [one for one in trained if one not in scales]}]
     if len(groups[0]["params"]) < len(trained):
         groups.append({"params": [one for one in trained if one in scales], "weight_decay": 0.0})
+    beside = [parameter for one in learners for parameter in one.parameters()]
+    if beside:
+        groups.append({"params": beside})
     if phase.optimizer == "sgd":
         # On the CPU it leaves narrow floats as they are, and says nothing (PyTorch issue 191763).
         fused = fused and not any(one.device.type == "cpu" and one.dtype in _NARROW for one in trained)
@@ -157,6 +166,7 @@ class _Run:
     phase: Train
     randomness: Randomness
     path: Path | None
+    learners: Sequence[nn.Module]
     identity: list[Any]
     step: int = 0
     records: list[EpochRecord] = field(default_factory=list)
@@ -217,6 +227,7 @@ class _Run:
             "epoch_chance": self.epoch_chance,
             "chance": self.randomness.state(),
             "model": self.model.state_dict(),
+            "learners": [one.state_dict() for one in self.learners],
             "optimizer": self.optimizer.state_dict(),
         }
         save_checkpoint(path, state)
@@ -231,6 +242,8 @@ class _Run:
             raise TaskError(f"checkpoint {str(self.path)!r} is of another training phase or seed: "
                             "delete it to start anew")  # fmt: skip
         self.model.load_state_dict(state["model"])
+        for one, kept in zip(self.learners, state["learners"], strict=True):
+            one.load_state_dict(kept)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
         self.records = [EpochRecord(*one) for one in state["records"]]
@@ -258,8 +271,10 @@ def _count_batches(task: Task, loader: Iterable[Batch]) -> int:
     return batches
 
 
-def _loss(model: nn.Module, task: Task, batch: Batch) -> Tensor:
+def _loss(model: nn.Module, task: Task, batch: Batch, controls: Sequence[Control]) -> Tensor:
     assert task.loss is not None
+    for control in controls:
+        control.before_forward(batch)
     with code_of_the_task(f"task {task.name!r}: forward"):
         output = task.forward(model, batch)
     with code_of_the_task(f"task {task.name!r}: loss"):
@@ -269,6 +284,8 @@ def _loss(model: nn.Module, task: Task, batch: Batch) -> Tensor:
         raise TaskError(f"task {task.name!r}: loss gave {got}; it has to give a scalar tensor")
     if not loss.requires_grad:
         raise TaskError(f"task {task.name!r}: the loss has no gradient: nothing it depends on is trainable")
+    for control in controls:
+        loss = control.loss(loss, output, batch)
     return loss
 
 

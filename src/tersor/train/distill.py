@@ -1,0 +1,131 @@
+"""What a student learns from a teacher's outputs: soft targets, and how their divergence comes apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from tersor.errors import TaskError
+from tersor.spec import Distill
+from tersor.task import Batch, Output
+
+
+def soft_loss(student: Tensor, teacher: Tensor, *, temperature: float, class_axis: int = 1) -> Tensor:
+    """T^2 x KL(teacher || student) of softened logits, summed over classes, the mean over all else.
+
+    Hinton et al. 2015 (Distilling the knowledge in a neural network), section 2: T^2 keeps the gradients as
+    long whatever the temperature is.
+
+    >>> import torch
+    >>> logits = torch.tensor([[1.0, 2.0, 4.0]])
+    >>> float(soft_loss(logits + 5, logits, temperature=3.0))
+    0.0
+    """
+    own, target = _softened(student, teacher, temperature, class_axis)
+    divergence = F.kl_div(own, target, reduction="none", log_target=True).sum(class_axis)
+    return divergence.mean() * temperature**2
+
+
+def decoupled_terms(
+    student: Tensor, teacher: Tensor, labels: Tensor, *, temperature: float, class_axis: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(target class against the rest, among the other classes, the teacher's probability of the rest).
+
+    Each has one value a label. KL is the first + the second x the third: Zhao et al. 2022 (Decoupled
+    Knowledge Distillation), section 3.1, equation 5. Labels are non-negative classes.
+
+    >>> import torch
+    >>> one, other = torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[2.0, 0.0, 3.0]])
+    >>> target, among, rest = decoupled_terms(one, other, torch.tensor([0]), temperature=1.0)
+    >>> torch.allclose(target + among * rest, soft_loss(one, other, temperature=1.0))
+    True
+    """
+    own, target = _softened(student, teacher, temperature, class_axis)
+    at = labels.unsqueeze(class_axis)
+    minus_infinity = float("-inf")
+
+    def parts(log_p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logarithms of: the target's probability, that of the rest, each other class's among the rest."""
+        others = log_p.scatter(class_axis, at, minus_infinity)
+        rest = others.logsumexp(class_axis, keepdim=True)
+        return log_p.gather(class_axis, at), rest, (others - rest).scatter(class_axis, at, 0.0)
+
+    (own_hit, own_rest, own_others), (hit, rest, others) = parts(own), parts(target)
+    first = hit.exp() * (hit - own_hit) + rest.exp() * (rest - own_rest)
+    weights = others.exp().scatter(class_axis, at, 0.0)
+    second = (weights * (others - own_others)).sum(class_axis)
+    return first.squeeze(class_axis), second, rest.exp().squeeze(class_axis)
+
+
+def output_loss(spec: Distill, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+    """The loss of soft targets without its weight: T^2 x KL, or in its place what ``decoupled`` says.
+
+    Raises :class:`TaskError` where that needs labels and the batch has none that fit.
+    """
+    if spec.decoupled is None:
+        return soft_loss(student, teacher, temperature=spec.temperature, class_axis=spec.class_axis)
+    labels = labels_of(batch, student, spec)
+    if isinstance(labels, str):
+        raise TaskError(f"distill.decoupled needs the class of each sample, and {labels}")
+    counted = labels >= 0
+    target, among, _ = decoupled_terms(
+        student, teacher, labels.clamp(min=0), temperature=spec.temperature, class_axis=spec.class_axis
+    )
+    alpha, beta = spec.decoupled
+    each = (alpha * target + beta * among) * counted
+    return each.sum() / counted.sum().clamp(min=1) * spec.temperature**2
+
+
+def logits_of(output: Output, spec: Distill) -> Tensor | str:
+    """The tensor in ``output`` that can be softened, or why there is none."""
+    found: Any = output
+    if isinstance(output, Mapping):
+        if "logits" not in output:
+            return f"the output is a {type(output).__name__} without 'logits'"
+        found = output["logits"]
+    elif not isinstance(output, Tensor):
+        if not hasattr(output, "logits"):
+            return f"the output is a {type(output).__name__} without logits"
+        found = output.logits
+    if not isinstance(found, Tensor) or not found.is_floating_point():
+        kind = str(found.dtype) if isinstance(found, Tensor) else type(found).__name__
+        return f"the output is {kind}, not a floating tensor"
+    if found.ndim < 2 or not -found.ndim <= spec.class_axis < found.ndim:
+        return (
+            f"the output has the shape {tuple(found.shape)}, which has no axis {spec.class_axis} of classes"
+        )
+    if found.shape[spec.class_axis] < 2:
+        return f"the output has the shape {tuple(found.shape)}: one class on axis {spec.class_axis}"
+    return found
+
+
+def labels_of(batch: Batch, logits: Tensor, spec: Distill) -> Tensor | str:
+    """The class of each position of ``logits``, or why the batch has none."""
+    key: str | int = spec.labels
+    if isinstance(batch, Mapping) and key not in batch:
+        key = "labels"
+    try:
+        labels = batch[key]
+    except (KeyError, IndexError, TypeError):
+        return f"the batch has no labels at {spec.labels!r} (set distill.labels)"
+    axis = spec.class_axis % logits.ndim
+    wanted = (*logits.shape[:axis], *logits.shape[axis + 1 :])
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or tuple(labels.shape) != wanted:
+        is_tensor = isinstance(labels, Tensor)
+        got = f"{labels.dtype} {tuple(labels.shape)}" if is_tensor else type(labels).__name__
+        return (
+            f"what the batch has at {key!r} is {got}, no class for each of {wanted} "
+            f"with the classes of the output {tuple(logits.shape)} on axis {spec.class_axis} "
+            "(set distill.labels or distill.class_axis)"
+        )
+    return labels.long()
+
+
+def _softened(student: Tensor, teacher: Tensor, temperature: float, class_axis: int) -> tuple[Tensor, Tensor]:
+    return (
+        (student.float() / temperature).log_softmax(class_axis),
+        (teacher.float() / temperature).log_softmax(class_axis),
+    )
