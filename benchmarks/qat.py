@@ -40,8 +40,8 @@ END_BITS = 8
 SOFT_TARGETS = Distill(temperature=4.0, soft=0.9, hard=0.1)
 TRAINING = {
     ("lenet5_caffe", "qat"): Train(epochs=4, lr=5e-4, warmup=0.05, teacher="none"),
-    ("resnet20", "qat"): Train(epochs=8, lr=3e-4, warmup=0.05, teacher="none"),
-    ("resnet20", "taught"): Train(epochs=12, lr=3e-4, warmup=0.05, distill=SOFT_TARGETS),
+    ("resnet20", "qat"): Train(epochs=3, lr=3e-4, warmup=0.05, teacher="none"),
+    ("resnet20", "taught"): Train(epochs=8, lr=3e-4, warmup=0.05, distill=SOFT_TARGETS),
 }
 
 CONDITIONS = (
@@ -95,8 +95,9 @@ ROWS = tuple(
     for method in ("ptq", "qat")
     for bits in (8, 4, 3, 2, 1)
     for activation_bits in (8, 4)
+    if (method, bits) != ("qat", 8)  # 8 bits lose nothing that training could bring back
 )
-ROWS += tuple(Row(net, 4, 4, "qat", seed) for net in ENDS for seed in SEEDS[1:])
+ROWS += tuple(Row("lenet5_caffe", 4, 4, "qat", seed) for seed in SEEDS[1:])
 ROWS += tuple(Row("resnet20", 4, 4, "taught", seed) for seed in SEEDS)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from tersor.errors import SpecError
+from tersor.tensor import fused
 from tersor.tensor.affine import Grid
 
 _TINY = float(np.finfo(np.float32).tiny)
@@ -173,7 +174,7 @@ class _Straight(Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, bounds: Bounds) -> Tensor:
         ctx.save_for_backward(x, scale)
         ctx.bounds = bounds
-        return _rounded(_float32(x), scale, bounds).to(x.dtype)
+        return _rounded(x, scale, bounds)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -198,12 +199,16 @@ class _Learned(Function):
         ctx.save_for_backward(x, step)
         ctx.bounds = _bounds(zero_point, *ends)
         ctx.dtype, ctx.grad_scale = scale.dtype, grad_scale
-        return _rounded(_float32(x), step, ctx.bounds).to(x.dtype)
+        return _rounded(x, step, ctx.bounds)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         x, step = ctx.saved_tensors
         to_x, to_scale, to_zero = ctx.needs_input_grad[:3]
+        if not to_zero and fused.fits(x, step, ctx.bounds[0]):
+            to_input, total = fused.learned_gradients(x, gradients[0], float(step), *ctx.bounds)
+            moved = torch.full_like(step, total).mul_(ctx.grad_scale).to(ctx.dtype) if to_scale else None
+            return to_input if to_x else None, moved, None, None, None
         gradient = gradients[0].float()
         ratio = _float32(x) / step
         passed = _between(gradient, ratio, *ctx.bounds)
@@ -283,9 +288,12 @@ def _apply(function: Any, *arguments: Any) -> Tensor:
 
 
 def _rounded(x: Tensor, scale: Tensor, bounds: Bounds) -> Tensor:
-    codes = (x / scale).round_().clamp_(*bounds)
+    """In float32, then in the dtype of ``x``."""
+    if fused.fits(x, scale, bounds[0]):
+        return fused.rounded(x, float(scale), *bounds)
+    codes = (_float32(x) / scale).round_().clamp_(*bounds)
     # Adding makes -0.0 a 0.0, as integer codes have it, in the same pass as the product.
-    return torch.addcmul(codes.new_zeros(()), codes, scale, out=codes)
+    return torch.addcmul(codes.new_zeros(()), codes, scale, out=codes).to(x.dtype)
 
 
 def _between(gradient: Tensor, x: Tensor, low: Any, high: Any) -> Tensor:
