@@ -36,6 +36,7 @@ SETTINGS: Mapping[tuple[str, bool], Train] = {  # by net, and whether with shift
     ("lenet_300_100", False): Train(epochs=25, lr=2e-3, weight_decay=0.25, warmup=0.05),
     ("lenet5_caffe", True): Train(epochs=30, lr=2e-3, weight_decay=0.1, warmup=0.05),
     ("lenet5_caffe", False): Train(epochs=15, lr=2e-3, weight_decay=0.1, warmup=0.05),
+    ("mlp_2352", True): Train(epochs=40, lr=2e-3, weight_decay=0.1, warmup=0.05),
     ("keras_net", False): Train(epochs=15, lr=4e-3, weight_decay=0.1, warmup=0.05),
     ("convnet_87k", False): Train(epochs=6, lr=2e-3, weight_decay=0.1, warmup=0.05),
 }

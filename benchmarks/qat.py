@@ -13,28 +13,14 @@ again.
 
 from __future__ import annotations
 
-import argparse
-import json
-import shutil
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from fnmatch import fnmatch
-from pathlib import Path
 from typing import Any
 
-import torch
-
-import tersor
 from benchmarks import tasks
-from benchmarks.results import write_results
-from tersor.recipe import dump_recipe
+from benchmarks.series import Series
+from tersor.pipeline.result import Result
 from tersor.spec import Distill, Fold, Quantize, Recipe, Rule, Train
 
-HERE = Path(__file__).resolve().parent
-RUNS = HERE.parent / "runs" / "qat"
-ARTIFACTS = HERE / "artifacts"
-COMMAND = "python -m benchmarks.qat"
 ENDS = {"lenet5_caffe": ("0", "7"), "resnet20": ("0", "14")}  # the first and the last layer
 END_BITS = 8
 SOFT_TARGETS = Distill(temperature=4.0, soft=0.9, hard=0.1)
@@ -43,12 +29,6 @@ TRAINING = {
     ("resnet20", "qat"): Train(epochs=3, lr=3e-4, warmup=0.05, teacher="none"),
     ("resnet20", "taught"): Train(epochs=8, lr=3e-4, warmup=0.05, distill=SOFT_TARGETS),
 }
-
-CONDITIONS = (
-    "activation_bits holds for what layers with weights read, 8 for what only additions and poolings read; "
-    "seconds are wall time on a machine with other work"
-)
-PRINTED = ("net", "bits", "activation_bits", "method", "error_percent", "baseline_error_percent", "seconds")
 
 
 @dataclass(frozen=True)
@@ -101,15 +81,9 @@ ROWS += tuple(Row("lenet5_caffe", 4, 4, "qat", seed) for seed in SEEDS[1:])
 ROWS += tuple(Row("resnet20", 4, 4, "taught", seed) for seed in SEEDS)
 
 
-def run(row: Row) -> dict[str, Any]:
-    """Compress and measure; what is known of a finished row comes from its file."""
-    torch.set_num_threads(1)
-    done = finished(row)
-    if done is not None:
-        return done
-    task = getattr(tasks, row.net)()
-    result = tersor.compress(task, row.recipe, out=RUNS / row.name, seed=row.seed, progress=_print_epoch)
-    known = {
+def about(row: Row, result: Result) -> dict[str, Any]:
+    """What a row is."""
+    return {
         "net": row.net,
         "bits": row.bits,
         "activation_bits": row.activation_bits,
@@ -117,71 +91,26 @@ def run(row: Row) -> dict[str, Any]:
         "method": row.method,
         "seed": row.seed,
         "epochs": row.training.epochs if row.training else 0,
-        "error_percent": _error(result.artifact.value),
-        "baseline_error_percent": _error(result.baseline.value),
-        "drop_points": round(100 * result.comparison.drop, 6),
-        "p_value": result.comparison.p_value,
-        "validation_error_percent": _error(result.stages[-1].validation or 0.0),
-        "size_bytes": result.size_bytes,
-        "dense_bytes": result.dense_bytes,
-        "seconds": round(result.seconds, 1),
-        "recipe": dump_recipe(row.recipe),
     }
-    if row.kept:
-        shutil.copyfile(result.path, ARTIFACTS / f"{row.name}.tersor")
-        known["artifact"] = f"benchmarks/artifacts/{row.name}.tersor"
-    (RUNS / row.name / "row.json").write_text(json.dumps(known, indent=1))
-    return known
 
 
-def finished(row: Row) -> dict[str, Any] | None:
-    """What is known of a row that ran with the recipe as it is now."""
-    path = RUNS / row.name / "row.json"
-    if not path.exists():
-        return None
-    known: dict[str, Any] = json.loads(path.read_text())
-    return known if known["recipe"] == dump_recipe(row.recipe) else None
-
-
-def write_finished() -> list[str]:
-    """Write the results of all finished rows; returns the names of the others."""
-    known = {row.name: finished(row) for row in ROWS}
-    missing = [name for name, one in known.items() if one is None]
-    rows = [one for one in known.values() if one]
-    write_results("qat", COMMAND, rows, unfinished=missing, conditions=CONDITIONS)
-    return missing
-
-
-def chosen(patterns: Iterable[str]) -> list[Row]:
-    """The rows whose names match one of the patterns.
-
-    >>> [row.name for row in chosen(["lenet5*w1a4*"])]
-    ['lenet5_caffe-w1a4-ptq-0', 'lenet5_caffe-w1a4-qat-0']
-    """
-    return [row for row in ROWS if any(fnmatch(row.name, pattern) for pattern in patterns)]
-
-
-def _error(accuracy: float) -> float:
-    return round(100 * (1 - accuracy), 6)
-
-
-def _print_epoch(phase: str, done: float, total: float, note: str = "") -> None:
-    if note.startswith("epoch"):
-        print(note, flush=True)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--jobs", type=int, default=2, help="processes at a time, one thread each")
-    parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="run just these rows")
-    arguments = parser.parse_args()
-    missing: list[str] = []
-    with ProcessPoolExecutor(arguments.jobs) as pool:
-        for row in pool.map(run, chosen(arguments.only)):
-            print({name: row[name] for name in PRINTED}, flush=True)
-            missing = write_finished()
-    print(f"missing: {', '.join(missing) or 'none'}")
-
+SERIES = Series(
+    name="qat",
+    rows=ROWS,
+    task=lambda row: getattr(tasks, row.net)(),
+    about=about,
+    printed=(
+        "net",
+        "bits",
+        "activation_bits",
+        "method",
+        "error_percent",
+        "baseline_error_percent",
+        "seconds",
+    ),
+    conditions="activation_bits holds for what layers with weights read, 8 for what only additions and "
+    "poolings read; seconds are wall time on a machine with other work",
+)
 
 if __name__ == "__main__":
-    main()
+    SERIES.main(__doc__.splitlines()[0])

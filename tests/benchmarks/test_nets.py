@@ -5,6 +5,7 @@ from benchmarks.nets import NETS, ResidualBlock, resnet20
 COUNTS = {
     "lenet_300_100": 266_610,
     "lenet5_caffe": 431_080,
+    "mlp_2352": 512_810,
     "keras_net": 20_410,
     "convnet_87k": 87_690,
     "resnet20": 269_722,
