@@ -160,14 +160,16 @@ def _learned_bfloat16(
     out: NDArray[Any],
 ) -> float:
     total = 0.0
+    # Three buffers: a loop that writes to what it reads takes one value at a time.
     wide, given = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    passed = np.empty(BLOCK, np.float32)
     for at in range(0, x.size, BLOCK):
         end = min(at + BLOCK, x.size)
         count = end - at
         _widen(x[at:end], wide)
         _widen(gradient[at:end], given)
-        total += _learned_block(wide[:count], given[:count], scale, low, high, given[:count])
-        _cut(given.view(np.uint32), out[at:end])  # what passed is a bfloat16 already
+        total += _learned_block(wide[:count], given[:count], scale, low, high, passed[:count])
+        _cut(passed.view(np.uint32), out[at:end])  # what passed is a bfloat16 already
     return total
 
 
