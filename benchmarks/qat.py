@@ -20,6 +20,7 @@ from benchmarks import tasks
 from benchmarks.series import Series
 from tersor.pipeline.result import Result
 from tersor.spec import Distill, Fold, Quantize, Recipe, Rule, Train
+from tersor.task import Task
 
 ENDS = {"lenet5_caffe": ("0", "7"), "resnet20": ("0", "14")}  # the first and the last layer
 END_BITS = 8
@@ -81,6 +82,12 @@ ROWS += tuple(Row("lenet5_caffe", 4, 4, "qat", seed) for seed in SEEDS[1:])
 ROWS += tuple(Row("resnet20", 4, 4, "taught", seed) for seed in SEEDS)
 
 
+def task(row: Row) -> Task:
+    """The row's net as it was trained."""
+    made: Task = getattr(tasks, row.net)()
+    return made
+
+
 def about(row: Row, result: Result) -> dict[str, Any]:
     """What a row is."""
     return {
@@ -97,7 +104,7 @@ def about(row: Row, result: Result) -> dict[str, Any]:
 SERIES = Series(
     name="qat",
     rows=ROWS,
-    task=lambda row: getattr(tasks, row.net)(),
+    task=task,
     about=about,
     printed=(
         "net",

@@ -1,11 +1,12 @@
 import json
+import pickle
 from dataclasses import replace
 
 import pytest
 import torch
 from benchmarks.data import Images, Split
 
-from benchmarks import qat, series, tasks
+from benchmarks import pruning, qat, series, tasks
 from tersor.recipe import dump_recipe
 
 
@@ -23,6 +24,11 @@ def test_a_finished_row_counts_until_its_recipe_changes(runs):
     assert runs.finished(row) is not None
     note.write_text(json.dumps({"recipe": "another"}))
     assert runs.finished(row) is None
+
+
+@pytest.mark.parametrize("made", [qat.SERIES, pruning.SERIES], ids=lambda one: one.name)
+def test_a_series_reaches_other_processes(made):
+    assert pickle.loads(pickle.dumps(made)) == made
 
 
 def test_rows_are_chosen_by_their_names(runs):
