@@ -9,13 +9,13 @@ from torch.nn import functional as F
 
 from tersor.errors import TargetError, TaskError
 from tersor.model.restore import trained_model
-from tersor.result import Touched
+from tersor.result import TEACHER, Touched
 from tersor.spec import Distill, Match, Train
 from tersor.task import Task
 from tersor.train.control import Control
 from tersor.train.distill import soft_loss
 from tersor.train.loop import fit
-from tersor.train.teaching import TEACHER, Teaching, teaching_for
+from tersor.train.teaching import Teaching, teaching_for
 
 INPUTS = torch.randn(50, 6, generator=torch.Generator().manual_seed(5))
 TARGETS = (INPUTS[:, :3].sum(dim=1) > 0).long()

@@ -13,7 +13,7 @@ from tersor.measure.quality import evaluating, to_device
 from tersor.model.program import GraphModel
 from tersor.model.restore import trained_model
 from tersor.progress import Progress, silent
-from tersor.result import Touched
+from tersor.result import TEACHER, Touched
 from tersor.spec import Distill, Train
 from tersor.task import Batch, Output, Task
 from tersor.train.control import Control
@@ -21,8 +21,6 @@ from tersor.train.distill import labels_of, logits_of, output_loss
 from tersor.train.matching import LayerTerms, pairs_of, sides_of
 from tersor.train.randomness import Randomness
 from tersor.train.watching import watch
-
-TEACHER = "(teacher)"
 
 
 class Teaching(Control):
