@@ -82,6 +82,14 @@ def test_the_loss_is_the_weighted_sum_of_soft_and_own():
     assert torch.allclose(teaching.loss(own, output, BATCHES[0]), 0.7 * soft + 0.2 * own)
 
 
+def test_a_teacher_is_asked_in_evaluation_mode():
+    task, model = make_task(), narrow()
+    teaching = Teaching(Distill(), model, wide().train(), task.forward)
+    first, again = (teaching.ask(BATCHES[0]) for _ in range(2))
+    assert torch.equal(first, again) and torch.equal(first, wide().eval()(BATCHES[0][0]))
+    assert_same(state_of(teaching.teacher), state_of(wide()))
+
+
 def test_a_teacher_has_the_last_word_where_labels_are_wrong():
     task = student_task(train=[(x, 1 - y) for x, y in BATCHES])
     model, alone = trained_model(task), trained_model(task)

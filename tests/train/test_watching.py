@@ -58,6 +58,19 @@ def test_a_module_of_a_graph_that_computes_nothing_is_refused():
         watch(graph(model), ["1"])
 
 
+def test_a_module_of_a_graph_that_hands_on_several_values_is_refused():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 1, 3, padding=1)
+
+        def forward(self, x):
+            return self.conv(self.conv(x).relu())
+
+    with pytest.raises(TargetError, match=r"'conv' hands on 2 values in the graph"):
+        watch(graph(Twice()), ["conv"])
+
+
 def test_nothing_is_left_on_a_model_that_is_watched_no_more():
     model = net()
     _, watched = watch(model, ["0", "1"])

@@ -63,7 +63,7 @@ class Watched:
 def watch(run: nn.Module, paths: Iterable[str]) -> tuple[nn.Module, Watched]:
     """(what is to run in place of ``run``, the results of its modules at ``paths``).
 
-    A graph calls no modules: there the last value is read that a module hands on, before it is rounded.
+    A graph calls no modules: there the one value is read that a module hands on, before it is rounded.
     """
     paths = list(paths)
     if not isinstance(run, GraphModel):
@@ -93,7 +93,7 @@ def matched_paths(model: nn.Module, pattern: str, whose: str) -> tuple[str, ...]
 
 
 def _value_of(run: GraphModel, path: str) -> str:
-    """The name of the last value that leaves a module."""
+    """The name of the one value that leaves a module."""
 
     def inside(node: fx.Node) -> bool:
         return f"{module_path(node)}.".startswith(f"{path}.")
@@ -106,7 +106,10 @@ def _value_of(run: GraphModel, path: str) -> str:
     if not leaving:
         raise TargetError(f"module {path!r} computes nothing in the graph that trains (as a norm that was "
                           "folded): match the module before it, or one around it")  # fmt: skip
-    return str(leaving[-1])
+    if len(leaving) > 1:
+        raise TargetError(f"module {path!r} hands on {len(leaving)} values in the graph that trains (it "
+                          "returns several, or is called again): match one inside of it, or around it")  # fmt: skip
+    return leaving[0]
 
 
 def _first_tensor(result: Any) -> Any:
