@@ -26,7 +26,9 @@ from tersor.train.loop import fit
 
 RUNS = Path(__file__).resolve().parent.parent / "runs" / "resnet20"
 SEED = 0
-SETTINGS = Train(epochs=50, optimizer="sgd", lr=0.15, momentum=0.9, weight_decay=5e-4, warmup=0.05)
+SETTINGS = Train(
+    epochs=50, optimizer="sgd", lr=0.15, momentum=0.9, weight_decay=5e-4, warmup=0.05, teacher="none"
+)
 
 
 def main() -> None:

@@ -75,6 +75,9 @@ class Ledger:
     file_bytes: int
 
 
+TEACHER = "(teacher)"  # how names begin in a record that tell of who taught a training, not of a tensor
+
+
 @dataclass(frozen=True)
 class Touched:
     """What a step did to one tensor, or why it did nothing."""
@@ -89,7 +92,8 @@ class StageRecord:
     """The model after one step of the recipe, written as a file of its own.
 
     validation -- its score on the validation data, if there is any.
-    touched -- every parameter that the step looked at: what was done, or why it was skipped.
+    touched -- every parameter that the step looked at: what was done, or why it was skipped; and who taught
+        its training, or why nobody did.
     """
 
     step: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +34,9 @@ class Task:
     train, validation, test -- re-iterable loaders of batches (a DataLoader, a list).
     example_inputs -- positional inputs of the model, for export.
     teacher -- another task, whose trained model this one is to take the place of: its ``forward`` runs it on
-        this task's batches, for what training steps learn from it. Without it the teacher is the uncompressed
-        model itself. ``weights`` of a student that has not been trained are ``build().state_dict()``.
+        this task's batches, for what training steps learn from it, and for the baseline that results are
+        compared with. Without it both are the uncompressed model itself. A student that has not been trained
+        has ``build().state_dict()`` as its ``weights``.
 
     Exactly one of ``score`` and ``metric`` is given. Raises :class:`TaskError` where that does not hold.
     """
@@ -82,6 +83,14 @@ class Task:
                     f"task {self.name!r}: {name} is an iterator, which runs dry after one pass; "
                     "give a DataLoader or a list"
                 )
+
+    @property
+    def reference(self) -> Task:
+        """The task of the model that a result is measured against: its teacher's, on its own data."""
+        if self.teacher is None:
+            return self
+        model = {name: getattr(self.teacher, name) for name in ("name", "build", "weights", "forward")}
+        return replace(self, **model, example_inputs=self.teacher.example_inputs, teacher=None)
 
 
 def check_is_task(task: object) -> None:

@@ -25,6 +25,16 @@ SHORT = {
         "prune.fraction=0.5",
     ],
     "cluster-tune": ["--set", "cluster.train.epochs=1"],
+    "prune-distill-cluster": [
+        "--set",
+        "prune.train.epochs=60",
+        "--set",
+        "prune.train.lr=0.01",
+        "--set",
+        "cluster.train.epochs=5",
+        "--set",
+        "prune.fraction=0.5",
+    ],
     "prune-cluster-int8": ["--set", "prune.train.epochs=60", "--set", "prune.train.lr=0.01"],
 }
 
@@ -264,3 +274,35 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_good_files(compress, task_f
     assert done.returncode == 1, done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
     assert {name: (tmp_path / "out" / name).read_bytes() for name in before} == before
+
+
+STUDENT = """
+
+def small():
+    return nn.Linear(8, 4)
+
+def student():
+    from dataclasses import replace
+    return replace(make(), name="small", build=small, weights=small().state_dict(), teacher=make())
+"""
+
+
+def test_a_student_is_shown_beside_its_teacher(task_file, tmp_path, capfd):
+    task_file.write_text(task_file.read_text() + STUDENT)
+    arguments = [f"{task_file}:student", "-r", "distill", "--set", "train.lr=0.05"]
+    assert run(["compress", *arguments, "-o", str(tmp_path / "out"), "--json"]) == 0
+    out, err = capfd.readouterr()
+    result = json.loads(out)
+    assert "teacher, tiny" in err and "train taught: task 'tiny', soft targets at temperature 4" in err
+    assert result["dense_bytes"] == 4 * (8 * 16 + 16 + 16 * 4 + 4) and result["artifact"]["value"] > 0.8
+    assert [one["name"] for one in result["layers"]] == ["weight", "bias"]
+    assert run(["compress", *arguments, "--dry-run"]) == 0
+    assert "(teacher)" in "".join(capfd.readouterr())
+
+
+def test_one_word_turns_the_teacher_off(compress, capfd):
+    sets = ["-r", "cluster-tune", "--set", "cluster.train.epochs=1"]
+    assert compress(*sets) == 0
+    assert "cluster taught: the uncompressed model, soft" in capfd.readouterr().err
+    assert compress(*sets, "--set", "cluster.train.teacher=none", out="alone") == 0
+    assert "taught" not in capfd.readouterr().err

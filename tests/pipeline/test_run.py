@@ -373,7 +373,8 @@ def test_progress_names_the_step_that_trains_and_what_is_evaluated(task, recipe)
     tersor.compress(task, recipe, progress=lambda *told: seen.append(told))
     phases = list(dict.fromkeys(phase for phase, *_ in seen))
     assert phases == [
-        "prune: train", "cluster", "cluster: train", "more", "baseline: evaluate", "file: evaluate",
+        "prune: train: teacher", "prune: train", "cluster", "cluster: train: teacher", "cluster: train",
+        "more: teacher", "more", "baseline: evaluate", "file: evaluate",
     ]  # fmt: skip
     assert [told[1:3] for told in seen if told[0] == "cluster: train"] == [(1, 2), (2, 2)]
 

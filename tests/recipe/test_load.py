@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from tersor.errors import SpecError
 from tersor.recipe import apply_sets, dump_recipe, load_recipe, parse_recipe, preset_names, preset_text
 from tersor.recipe.load import MAX_BYTES
-from tersor.spec import Cluster, Code, Prune, Recipe
+from tersor.spec import Cluster, Code, Distill, Prune, Recipe, Train
 
 FULL = """
 name: deep
@@ -134,10 +134,12 @@ def test_a_file_is_read(tmp_path):
 
 
 PRESETS = {
-    "cluster", "cluster-int8", "cluster-tune", "deep-compression", "entropy", "int4-weights", "int8",
-    "int8-dynamic", "int8-qat", "int8-transformer", "prune-cluster-int8",
+    "cluster", "cluster-int8", "cluster-tune", "deep-compression", "distill", "entropy", "int4-weights",
+    "int8", "int8-dynamic", "int8-qat", "int8-transformer", "prune-cluster-int8", "prune-distill-cluster",
 }  # fmt: skip
-TRAINED = {"cluster-tune", "deep-compression", "int8-qat", "prune-cluster-int8"}
+TRAINED = {
+    "cluster-tune", "deep-compression", "distill", "int8-qat", "prune-cluster-int8", "prune-distill-cluster",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -146,7 +148,7 @@ def test_presets_load_and_explain_themselves(name):
     assert recipe.name == name and recipe.description
     assert parse_recipe(dump_recipe(recipe)) == recipe
     assert preset_text(name).startswith("#")
-    trains = any(getattr(step, "train", None) for step in recipe.steps)
+    trains = any(isinstance(step, Train) or getattr(step, "train", None) for step in recipe.steps)
     assert trains == (name in TRAINED)
     assert ("Takes training data" in recipe.description) == trains
 
@@ -186,6 +188,15 @@ def test_sets_that_only_hold_together_come_in_any_order():
     assert apply_sets(recipe, sets) == apply_sets(recipe, sets[::-1])
 
 
+def test_sets_reach_what_a_teacher_says():
+    recipe = apply_sets(load_recipe("distill"), ["train.distill.temperature=2", "train.distill.soft=0.5"])
+    assert recipe.steps[0].distill == Distill(temperature=2.0, soft=0.5)
+    recipe = apply_sets(load_recipe("cluster-tune"), ["cluster.train.distill.hard=1", "cluster.train.lr=1"])
+    assert recipe.steps[0].train.distill == Distill(hard=1.0) and recipe.steps[0].train.lr == 1
+    off = apply_sets(load_recipe("cluster-tune"), ["cluster.train.teacher=none"])
+    assert off.steps[0].train.teacher == "none"
+
+
 def test_sets_add_and_take_away_a_train_phase():
     recipe = apply_sets(load_recipe("cluster"), ["cluster.train.epochs=2"])
     assert recipe.steps[0].train.epochs == 2
@@ -206,6 +217,8 @@ def test_sets_add_and_take_away_a_train_phase():
         ("cluster.rules.match=3", "no fields inside"),
         ("code.train.lr=3", "code has no such field"),
         ("cluster.train.train.lr=3", "no fields inside"),
+        ("cluster.train.lr.x=3", "cluster.train.lr has no fields inside"),
+        ("cluster.train.distill.temprature=3", "Did you mean 'temperature'"),
     ],
 )
 def test_a_wrong_set_is_named(text, message):

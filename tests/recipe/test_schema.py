@@ -13,6 +13,24 @@ names = st.from_regex(r"[A-Za-z0-9_é-]{1,12}", fullmatch=True)
 finite = st.floats(0, 1e6, allow_nan=False)
 shares = st.floats(0, 1, exclude_max=True)
 patterns = st.lists(st.text(max_size=12), max_size=3).map(tuple)
+weights = st.floats(0, 1e6, exclude_min=True)
+layers = st.builds(
+    spec.Match,
+    student=st.text(min_size=1, max_size=8).map("x".__add__),
+    teacher=st.text(min_size=1, max_size=8).map("x".__add__),
+    term=st.sampled_from(["mse", "cosine", "attention"]),
+    weight=weights,
+)
+distills = st.builds(
+    spec.Distill,
+    temperature=weights,
+    soft=weights,
+    hard=finite,
+    decoupled=st.none() | st.tuples(finite, finite),
+    labels=st.integers(-2, 3) | st.text(max_size=8),
+    class_axis=st.integers(-3, 3),
+    layers=st.lists(layers, max_size=2).map(tuple),
+)
 trains = st.builds(
     spec.Train,
     name=names,
@@ -23,6 +41,7 @@ trains = st.builds(
     schedule=st.sampled_from(["cosine", "linear", "constant"]),
     warmup=shares,
     clip_norm=st.none() | st.floats(1e-9, 1e6),
+    distill=st.just(spec.Distill()) | distills,
 )
 
 
@@ -82,6 +101,17 @@ def test_only_what_differs_from_the_defaults_is_written():
     }
 
 
+def test_a_teacher_is_written_as_it_is_read():
+    layers = [{"student": "block*", "teacher": "layer*", "term": "cosine"}]
+    body = {"train": {"lr": 0.5, "distill": {"temperature": 2.0, "decoupled": [1.0, 8.0], "layers": layers}}}
+    recipe = recipe_from_dict({"steps": [body, {"train": {"name": "alone", "teacher": "none"}}]})
+    match = spec.Match(student="block*", teacher="layer*", term="cosine")
+    assert recipe.steps[0].distill == spec.Distill(temperature=2.0, decoupled=(1.0, 8.0), layers=(match,))
+    assert recipe_to_dict(recipe) == {
+        "steps": [body, {"train": {"name": "alone", "teacher": "none"}}],
+    }
+
+
 def test_the_keys_of_a_rule_become_its_override():
     body = {"fraction": 0.9, "rules": [{"match": "conv1", "fraction": 0.3}, {"match": "re:^h", "skip": True}]}
     step = recipe_from_dict({"steps": [{"prune": body}]}).steps[0]
@@ -125,6 +155,34 @@ def cluster(**fields):
         (cluster(train={"momentum": -0.1}), ["cluster.train: momentum is -0.1", "0 or more"]),
         (cluster(train={"weight_decay": -1}), ["cluster.train: weight_decay is -1", "0 or more"]),
         (cluster(train={"clip_norm": 0}), ["cluster.train: clip_norm is 0", "more than 0"]),
+        (cluster(train={"teacher": "nobody"}), ["cluster.train.teacher = 'nobody'", "original, none"]),
+        (cluster(train={"teacher": None}), ["cluster.train.teacher = None"]),
+        (cluster(train={"distil": {}}), ["cluster.train.distil = {}", "'distill'"]),
+        (cluster(train={"distill": 3}), ["cluster.train.distill = 3", "mapping"]),
+        (cluster(train={"distill": {"temprature": 2}}), ["train.distill.temprature = 2", "'temperature'"]),
+        (cluster(train={"distill": {"temperature": 0}}), ["train.distill: temperature is 0", "more than 0"]),
+        (cluster(train={"distill": {"decoupled": [1]}}), ["train.distill.decoupled", "(1,)"]),
+        (cluster(train={"distill": {"decoupled": [1, -1]}}), ["train.distill: decoupled is (1.0, -1.0)"]),
+        (cluster(train={"distill": {"soft": 0}}), ["train.distill: soft is 0", "teacher: none"]),
+        (
+            cluster(train={"distill": {"soft": 1}, "teacher": "none"}),
+            ["cluster.train: distill", "teacher: none"],
+        ),
+        (cluster(train={"distill": {"layers": {}}}), ["distill.layers = {}", "list"]),
+        (cluster(train={"distill": {"layers": ["a"]}}), ["distill.layers[0] = 'a'", "mapping"]),
+        (cluster(train={"distill": {"layers": [{"student": "a"}]}}), ["layers[0] = ", "takes teacher"]),
+        (
+            cluster(train={"distill": {"layers": [{"student": "a", "teacher": "re:("}]}}),
+            ["distill.layers[0].teacher", "'re:(' is no regular"],
+        ),
+        (
+            cluster(train={"distill": {"layers": [{"student": "a", "teacher": "b", "term": "mes"}]}}),
+            ["distill.layers[0].term = 'mes'", "'mse'"],
+        ),
+        (
+            cluster(train={"distill": {"layers": [{"student": "a", "teacher": "b", "weight": 0}]}}),
+            ["distill.layers[0]: weight is 0", "more than 0"],
+        ),
         (cluster(rules={"match": "a"}), ["cluster.rules = ", "list"]),
         (cluster(rules=[{"skip": True}]), ["cluster.rules[0]", "takes match"]),
         (cluster(rules=[{"match": 3}]), ["rules[0].match = 3", "string"]),

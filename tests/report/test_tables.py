@@ -16,7 +16,7 @@ from tersor.report import (
     score_table,
     stage_table,
 )
-from tersor.result import Comparison, LayerRecord, Ledger, LedgerRow, Score, StageRecord, Touched
+from tersor.result import TEACHER, Comparison, LayerRecord, Ledger, LedgerRow, Score, StageRecord, Touched
 
 LEDGER = Ledger(
     (
@@ -137,6 +137,21 @@ def test_stages():
     touched = (Touched("fc", True, "90 % zeros"), Touched("b", False, "bias"))
     table = stage_table((StageRecord("prune", "prune", 1000, None, 1.25, touched),), 9480)
     assert table.rows == (("prune", "prune", "1 of 2", "1,000 B (1 kB)", "9.5x", "-", "1.2"),)
+
+
+def test_who_taught_is_told_below_the_stages_once():
+    taught = Touched(TEACHER, True, "the uncompressed model")
+    layer = Touched(f"{TEACHER} block", True, "(1, 2) ~ layer (1, 3): mse")
+    alone = Touched(TEACHER, False, "the output is a dict")
+    given = {"prune": (Touched("fc", True, ""), taught, layer), "cluster": (taught,), "tune": (alone,)}
+    stages = [StageRecord(name, name, 10, None, 1.0, touched) for name, touched in given.items()]
+    table = stage_table(stages, 100)
+    assert [row[2] for row in table.rows] == ["1 of 1", "", ""]
+    assert table.notes == (
+        "prune, cluster taught: the uncompressed model",
+        "prune taught: block (1, 2) ~ layer (1, 3): mse",
+        "tune not taught: the output is a dict",
+    )
 
 
 def test_the_plan_says_that_it_is_an_estimate():

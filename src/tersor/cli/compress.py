@@ -103,7 +103,12 @@ def _compress(task: Task, recipe: Recipe, out: Path, **options: Any) -> dict[str
         stage_table(result.stages, result.dense_bytes),
         layer_table(result.layers, result.ledger, result.aliases, result.non_finite),
         score_table(
-            result.baseline, result.artifact, result.comparison, result.dense_bytes, result.size_bytes
+            result.baseline,
+            result.artifact,
+            result.comparison,
+            result.dense_bytes,
+            result.size_bytes,
+            name="baseline" if task.teacher is None else f"teacher, {task.teacher.name}",
         ),
     )
     for name in ("model.tersor", "result.json", "recipe.yaml"):

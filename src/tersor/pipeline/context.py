@@ -53,10 +53,29 @@ def train_(
     Returns what is to be recorded of its teacher.
     """
     run = work.runnable(context.task) if run is None else run
-    teaching, rows = teaching_for(phase, context.task, run, seed=context.seed, device=context.device)
+    teaching, rows = teaching_for(
+        phase, context.task, run, seed=context.seed, device=context.device,
+        progress=inside(context.progress, phase.name),
+    )  # fmt: skip
     controls = [*controls, teaching] if teaching else controls
-    fit(run, context.task, phase, seed=context.seed, device=context.device, controls=controls,
-        checkpoint=context.checkpoint, progress=context.progress)  # fmt: skip
+    try:
+        fit(run if teaching is None else teaching.student, context.task, phase, seed=context.seed,
+            device=context.device, controls=controls, checkpoint=context.checkpoint,
+            progress=context.progress)  # fmt: skip
+    finally:
+        if teaching is not None:
+            teaching.close()
     if isinstance(run, GraphModel):
         work.points = points_of(run)
+    return rows
+
+
+def taught(work: Work, step: Step, context: Context) -> list[Touched]:
+    """What the record of the step's training will say of a teacher; nothing trains."""
+    phase = step if isinstance(step, Train) else getattr(step, "train", None)
+    if phase is None:
+        return []
+    teaching, rows = teaching_for(phase, context.task, work.runnable(context.task), seed=context.seed)
+    if teaching is not None:
+        teaching.close()
     return rows

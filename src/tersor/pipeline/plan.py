@@ -11,7 +11,7 @@ from typing import Literal
 from tersor.measure.size import dense_bytes
 from tersor.model.attach import collect
 from tersor.model.restore import trained_model
-from tersor.pipeline.context import Context
+from tersor.pipeline.context import Context, taught
 from tersor.pipeline.run import check_seed, check_task, file_speed, non_finite, step_seed
 from tersor.pipeline.steps import apply_step, without_training
 from tersor.pipeline.work import work_before, write_collected
@@ -59,18 +59,19 @@ def plan(task: Task, recipe: Recipe | str | Path = "deep-compression", *, seed: 
     wanted = load_recipe(recipe)
     seed = check_seed(seed)
     check_task(task, wanted)
-    original = trained_model(task)
-    collected = collect(original)
+    original = trained_model(task.reference)
+    collected = collect(trained_model(task))
     rows: list[PlanRow] = []
     with TemporaryDirectory(prefix="tersor-") as folder:
         path = Path(folder) / "planned.tersor"
         for index, step in enumerate(wanted.steps):
             touched = []
+            work = work_before(task, collected, wanted, index)
+            context = Context(task, step_seed(seed, index))
             if not isinstance(step, Train):
-                work = work_before(task, collected, wanted, index)
-                context = Context(task, step_seed(seed, index))
                 touched = apply_step(work, without_training(step), context)
                 collected = work.collected()
+            touched += taught(work, step, context)
             ledger = write_collected(path, collected, file_speed(wanted))
             sizes = {row.name: row.size_bytes for row in ledger.rows}
             rows += [

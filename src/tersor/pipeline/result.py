@@ -23,8 +23,9 @@ ARTIFACT, REPORT, RECIPE = "model.tersor", "result.json", "recipe.yaml"
 class Result:
     """A verified artifact with the numbers that were measured on it.
 
-    artifact -- the score of a fresh model that was loaded from the file; ``baseline`` of the trained model.
-    dense_bytes -- every parameter and buffer of the trained model, uncompressed, tied weights once.
+    artifact -- the score of a fresh model that was loaded from the file; ``baseline`` of the trained model,
+        or of the task's teacher where it has one: that is the model to be replaced.
+    dense_bytes -- every parameter and buffer of that same model, uncompressed, tied weights once.
     stages -- after each step: the bytes of the model as a file, and its validation score.
     layers -- one record for each tensor of the file, in its order.
     aliases -- further name -> name of the tensor that it is tied to.

@@ -96,9 +96,9 @@ def _compress(store: StageStore, recipe: Recipe, context: Context, asked_drop: f
     collected = _run_steps(recipe, store, context)
     path = store.work / ARTIFACT
     ledger = write_collected(path, collected, file_speed(recipe))
-    original = trained_model(task)
+    original = trained_model(task.reference)
     telling = inside(progress, "baseline")
-    baseline = evaluate_model(original.to(device), task, task.test, device=device, progress=telling)
+    baseline = evaluate_model(original.to(device), task.reference, task.test, device=device, progress=telling)
     artifact = evaluate(task, path, device=device, progress=inside(progress, "file"))
     return Result(
         task=task.name,
@@ -132,7 +132,8 @@ def check_task(task: Task, recipe: Recipe, device: str = "cpu") -> None:
     if task.score is not None:
         with Randomness(task.test).seeded(0):
             first = list(islice(task.test, 1))
-            evaluate_model(trained_model(task).to(device), task, first, device=device)
+            for one in (task,) if task.teacher is None else (task, task.reference):
+                evaluate_model(trained_model(one).to(device), one, first, device=device)
 
 
 def _looks_at_data(step: Step) -> bool:

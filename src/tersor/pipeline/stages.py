@@ -46,8 +46,8 @@ class StageStore:
     def open(cls, folder: Path, task: Task, recipe: Recipe, seed: int, device: str) -> StageStore:
         """The store of this very run, else an empty one.
 
-        It is the same run if recipe, seed, weights, the code of loss and score, the number of batches,
-        device, threads and versions are; the samples themselves are not compared.
+        It is the same run if recipe, seed, weights (a teacher's too), the code of loss and score, the number
+        of batches, device, threads and versions are; the samples themselves are not compared.
         """
         store = cls(folder)
         key = _fingerprint(task, recipe, seed, device)
@@ -135,11 +135,12 @@ def _fingerprint(task: Task, recipe: Recipe, seed: int, device: str) -> str:
     versions = (tersor.__version__, torch.__version__, np.__version__)
     counts = [len(one) if isinstance(one, Sized) else None for one in (task.train, task.validation)]
     digest.update(repr((versions, seed, device, torch.get_num_threads(), counts)).encode())
-    for function in (task.forward, task.loss, task.score, task.metric):
+    for function in (task.forward, task.reference.forward, task.loss, task.score, task.metric):
         code = getattr(function, "__code__", None)
         digest.update(repr((code.co_code, code.co_names)).encode() if code else b"-")
     digest.update(dump_recipe(recipe).encode())
-    for name, tensor in trained_model(task).state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    for one in (task,) if task.teacher is None else (task, task.reference):
+        for name, tensor in trained_model(one).state_dict().items():
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from tersor.errors import SpecError, did_you_mean, in_context
-from tersor.recipe.schema import Data, recipe_from_dict, recipe_to_dict
+from tersor.recipe.schema import NESTED, Data, recipe_from_dict, recipe_to_dict
 from tersor.recipe.yaml12 import RecipeDumper, RecipeLoader
 from tersor.spec import FAMILIES, Recipe, Step
 
@@ -124,12 +124,12 @@ def _set(bodies: dict[str, tuple[str, Data]], text: str) -> None:
     if name not in bodies:
         raise SpecError(f"no step is named {name!r}.{did_you_mean(name, bodies)}")
     kind, body = bodies[name]
-    if len(keys) > 2 or (len(keys) == 2 and keys[0] != "train"):
-        raise SpecError(
-            f"{kind}.{keys[0]} has no fields inside: only a train phase has, as in prune.train.lr=1e-4"
-        )
-    if len(keys) == 2:
-        body = body.setdefault("train", {})
+    for depth, key in enumerate(keys[:-1]):
+        if key not in NESTED or key in keys[:depth]:
+            inner = ".".join((kind, *keys[: depth + 1]))
+            raise SpecError(f"{inner} has no fields inside: only a train phase has, and distill in it, "
+                            "as in prune.train.lr=1e-4")  # fmt: skip
+        body = body.setdefault(key, {})
     for family in FAMILIES:
         if keys[-1] in family:
             for other in family:

@@ -26,7 +26,8 @@ WHOLE_STEP = (
     "freeze_observers", "freeze_norms",
 )  # fmt: skip
 
-_NESTED: Mapping[str, type[Train | Distill]] = {"train": Train, "distill": Distill}
+# Fields that have fields of their own.
+NESTED: Mapping[str, type[Train | Distill]] = {"train": Train, "distill": Distill}
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 _STEP_NAME = re.compile(r"[^\s.=]+")
 _SHORT = Repr()
@@ -131,8 +132,8 @@ def _fields(spec: type[Step | Distill | Match], data: object, path: str, also: t
 def _field(spec: type[Step | Distill | Match], key: str, value: object, path: str) -> object:
     if key == "rules" or (key == "train" and value is None):
         return value
-    if key in _NESTED:
-        return _nested(_NESTED[key], value, path)
+    if key in NESTED:
+        return _nested(NESTED[key], value, path)
     if key == "layers":
         if not isinstance(value, list | tuple):
             raise _wrong(path, value, "has to be a list, as in `[{student: block*, teacher: layer*}]`")
@@ -188,7 +189,7 @@ def _hints(spec: type) -> dict[str, Any]:
 
 def _step_data(step: Step | Distill) -> Data:
     data = _changed(step)
-    for name in _NESTED:
+    for name in NESTED:
         if name in data:
             data[name] = _step_data(data[name])
     if "layers" in data:

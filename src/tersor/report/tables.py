@@ -15,7 +15,7 @@ from tersor.report.figures import (
     printable,
 )
 from tersor.report.model import ModelLayer
-from tersor.result import Comparison, LayerRecord, Ledger, Score, StageRecord
+from tersor.result import TEACHER, Comparison, LayerRecord, Ledger, Score, StageRecord
 
 Row = tuple[str, ...]
 
@@ -67,11 +67,12 @@ class PlannedRow(Protocol):
 
 
 def score_table(
-    baseline: Score, artifact: Score, comparison: Comparison, dense_bytes: int, file_bytes: int
-) -> Table:
+    baseline: Score, artifact: Score, comparison: Comparison, dense_bytes: int, file_bytes: int,
+    *, name: str = "baseline",
+) -> Table:  # fmt: skip
     """The two lines that matter: what the model was, and what the file that was read back is."""
     rows = (
-        ("baseline", *_score_words(baseline), format_bytes(dense_bytes), "1.0x"),
+        (printable(name), *_score_words(baseline), format_bytes(dense_bytes), "1.0x"),
         ("artifact", *_score_words(artifact), format_bytes(file_bytes), _ratio(dense_bytes, file_bytes)),
     )
     columns = ("", "score", "95 % interval", "samples", "bytes", "ratio")
@@ -84,7 +85,7 @@ def stage_table(stages: Sequence[StageRecord], dense_bytes: int) -> Table:
         (
             stage.step,
             stage.kind,
-            f"{sum(one.applied for one in stage.touched)} of {len(stage.touched)}" if stage.touched else "",
+            _touched_words(stage),
             format_bytes(stage.size_bytes),
             _ratio(dense_bytes, stage.size_bytes),
             format_number(stage.validation),
@@ -93,7 +94,24 @@ def stage_table(stages: Sequence[StageRecord], dense_bytes: int) -> Table:
         for stage in stages
     )
     columns = ("step", "kind", "touched", "bytes", "ratio", "validation", "seconds")
-    return Table("after each step", columns, rows, left=3)
+    return Table("after each step", columns, rows, left=3, notes=_teacher_words(stages))
+
+
+def _touched_words(stage: StageRecord) -> str:
+    tensors = [one for one in stage.touched if not one.name.startswith(TEACHER)]
+    return f"{sum(one.applied for one in tensors)} of {len(tensors)}" if tensors else ""
+
+
+def _teacher_words(stages: Sequence[StageRecord]) -> tuple[str, ...]:
+    """Who taught which steps, and which were not taught and why; what is the same is said once."""
+    steps: dict[str, list[str]] = {}
+    for stage in stages:
+        for one in stage.touched:
+            if one.name.startswith(TEACHER):
+                path = one.name.removeprefix(TEACHER)
+                words = f"taught:{path} {one.detail}" if one.applied else f"not taught: {one.detail}"
+                steps.setdefault(words, []).append(stage.step)
+    return tuple(printable(f"{', '.join(names)} {words}") for words, names in steps.items())
 
 
 def layer_table(

@@ -24,6 +24,7 @@ class Match:
     attention -- where feature maps are large: the sums of squares over channels, normalized (Zagoruyko &
         Komodakis 2017, section 3.1). Channels may differ in number.
 
+    A norm that is folded into a layer is a part of it from then on: there match the teacher's norm.
     Feature maps of another height or width are averaged to the smaller of the two (adaptive pooling).
 
     >>> Match(student="layer?", teacher="layer?", term="attention", weight=100.0).student

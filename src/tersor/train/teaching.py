@@ -8,34 +8,57 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from tersor.errors import SpecError, TaskError, code_of_the_task
+from tersor.errors import TaskError, TersorError, code_of_the_task, in_context
 from tersor.measure.quality import evaluating, to_device
+from tersor.model.program import GraphModel
 from tersor.model.restore import trained_model
 from tersor.progress import Progress, silent
-from tersor.result import Touched
+from tersor.result import TEACHER, Touched
 from tersor.spec import Distill, Train
 from tersor.task import Batch, Output, Task
 from tersor.train.control import Control
 from tersor.train.distill import labels_of, logits_of, output_loss
+from tersor.train.matching import LayerTerms, pairs_of, sides_of
 from tersor.train.randomness import Randomness
-
-TEACHER = "(teacher)"
+from tersor.train.watching import watch
 
 
 class Teaching(Control):
-    """What a frozen ``teacher`` says of each batch, as part of the loss.
+    """What a frozen ``teacher`` says of each batch, as part of the loss of ``student``, which is what trains.
 
     The teacher stays in evaluation mode and without gradients; it draws the random numbers that the student
     draws after it, so that a ``forward`` that augments shows both the same.
     """
 
     def __init__(
-        self, teacher: nn.Module, forward: Callable[[nn.Module, Batch], Output], spec: Distill
-    ) -> None:
+        self, spec: Distill, student: nn.Module, teacher: nn.Module,
+        forward: Callable[[nn.Module, Batch], Output],
+    ) -> None:  # fmt: skip
+        self.spec = spec
         self.teacher = teacher.eval().requires_grad_(False)
         self.forward = forward
-        self.spec = spec
+        inner = student.model if isinstance(student, GraphModel) else student
+        with in_context("distill.layers"):
+            self._sides = [sides_of(one, inner, teacher) for one in spec.layers]
+        ours = dict.fromkeys(path for one in self._sides for path in one.student)
+        theirs = dict.fromkeys(path for one in self._sides for path in one.teacher)
+        with in_context("distill.layers"):
+            self.student, self._ours = watch(student, ours)
+        _, self._theirs = watch(teacher, theirs)
+        self._terms: LayerTerms | None = None
         self._said: Tensor | None = None
+
+    def pair(self) -> list[tuple[str, str]]:
+        """Pair the layers by what they gave when student and teacher ran last; returns the pairs in words."""
+        if not self._sides:
+            return []
+        pairs = [pair for sides in self._sides for pair in pairs_of(sides, self._ours, self._theirs)]
+        self._terms = LayerTerms(pairs, self._ours, self._theirs)
+        return self._terms.described()
+
+    def learner(self) -> nn.Module | None:
+        """The adapters between layers of other sizes."""
+        return self._terms
 
     def before_forward(self, batch: Batch) -> None:
         """Ask the teacher."""
@@ -48,12 +71,19 @@ class Teaching(Control):
         if self._said is not None:
             own = _logits(output, self.spec, "the model in training")
             total = total + self.spec.soft * output_loss(self.spec, own, self._said, batch)
-        return total
+        return total if self._terms is None else total + self._terms()
 
     def ask(self, batch: Batch) -> Output:
         """What the teacher says."""
+        self._ours.clear()
+        self._theirs.clear()
         with _chance_kept(), torch.no_grad(), code_of_the_task("the teacher's forward"):
             return self.forward(self.teacher, batch)
+
+    def close(self) -> None:
+        """Leave the student as it was, for others to train."""
+        self._ours.close()
+        self._theirs.close()
 
 
 def teaching_for(
@@ -63,39 +93,44 @@ def teaching_for(
     """The teaching of a phase, tried on one batch, and what to record of it: nothing where none is asked for.
 
     Where nobody asked for more than the default and the output cannot be softened, there is no teaching, and
-    the record says why. Raises :class:`TaskError` for one that was asked for and cannot be.
+    the record says why. ``progress`` is told what the record is. Raises :class:`TaskError` and
+    :class:`TargetError` for a teaching that was asked for and cannot be.
     """
     if phase.teacher == "none" or task.train is None or task.loss is None:
         return None, []
-    if phase.distill.layers:
-        raise SpecError("distill.layers is not there yet")
-    source = task if task.teacher is None else task.teacher
-    asked = phase.distill != Distill() or task.teacher is not None
+    source, spec = task.reference, phase.distill
+    asked = spec != Distill() or task.teacher is not None
     with Randomness(task.train).seeded(seed):
         first = next(iter(task.train), None)
         if first is None:
-            return None, []
-        batch = to_device(first, device)
-        teaching = Teaching(trained_model(source).to(device), source.forward, phase.distill)
-        said = teaching.ask(batch)
-        with evaluating(student), torch.no_grad(), code_of_the_task(f"task {task.name!r}: forward"):
-            output = task.forward(student, batch)
-    reason = _check_outputs(output, said, phase.distill) if phase.distill.soft else ""
-    if not reason and not asked:
-        logits = logits_of(output, phase.distill)
-        labels = logits if isinstance(logits, str) else labels_of(batch, logits, phase.distill)
-        reason = labels if isinstance(labels, str) else ""
-    if reason and asked:
-        raise TaskError(f"task {task.name!r} cannot be taught as distill says: {reason}")
+            return None, []  # the loop says what is wrong
+        teaching = Teaching(spec, student, trained_model(source).to(device), source.forward)
+        try:
+            reason = _obstacle(teaching, task, to_device(first, device), asked)
+            if reason and asked:
+                raise TaskError(f"task {task.name!r} cannot be taught as distill says: {reason}")
+            with in_context("distill.layers"):
+                layers = [] if reason else teaching.pair()
+        except TersorError:
+            teaching.close()
+            raise
+    rows = [Touched(TEACHER, True, _words(spec, task))]
+    rows += [Touched(f"{TEACHER} {path}", True, words) for path, words in layers]
     if reason:
-        return None, [Touched(TEACHER, False, f"trained by the task's own loss alone: {reason}")]
-    if phase.distill.decoupled is not None:
-        output_loss(phase.distill, *_pair(output, said, phase.distill), batch)
-    return teaching, [Touched(TEACHER, True, _words(phase.distill, task))]
+        rows = [Touched(TEACHER, False, f"trained by the task's own loss alone: {reason}")]
+    for done, row in enumerate(rows):
+        progress("teacher", done + 1, len(rows), f"{row.name.removeprefix(TEACHER)} {row.detail}".strip())
+    return None if reason else teaching, rows
 
 
-def _check_outputs(output: Output, said: Output, spec: Distill) -> str:
-    """Why soft targets are not possible, or ""."""
+def _obstacle(teaching: Teaching, task: Task, batch: Batch, asked: bool) -> str:
+    """Run teacher and student on a batch; why soft targets are not possible, or ""."""
+    said = teaching.ask(batch)
+    with evaluating(teaching.student), torch.no_grad(), code_of_the_task(f"task {task.name!r}: forward"):
+        output = task.forward(teaching.student, batch)
+    spec = teaching.spec
+    if not spec.soft:
+        return ""
     own, taught = logits_of(output, spec), logits_of(said, spec)
     if isinstance(own, str):
         return own
@@ -106,11 +141,8 @@ def _check_outputs(output: Output, said: Output, spec: Distill) -> str:
             f"the teacher's output has the shape {tuple(taught.shape)}, the student's {tuple(own.shape)}: "
             "soft targets need the same (soft: 0 leaves them out)"
         )
-    return ""
-
-
-def _pair(output: Output, said: Output, spec: Distill) -> tuple[Tensor, Tensor]:
-    return _logits(output, spec, "the student"), _logits(said, spec, "the teacher")
+    labels = labels_of(batch, own, spec) if spec.decoupled is not None or not asked else ""
+    return labels if isinstance(labels, str) else ""
 
 
 def _words(spec: Distill, task: Task) -> str:
