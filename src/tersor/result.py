@@ -75,9 +75,12 @@ class Ledger:
     file_bytes: int
 
 
+OF_ALL = "(all)"  # in the place of a tensor's name: what is said of all that a step touched together
+
+
 @dataclass(frozen=True)
 class Touched:
-    """What a step did to one tensor, or why it did nothing."""
+    """What a step did to one tensor, or why it did nothing; named :data:`OF_ALL`, what it did altogether."""
 
     name: str
     applied: bool

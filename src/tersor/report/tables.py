@@ -15,7 +15,7 @@ from tersor.report.figures import (
     printable,
 )
 from tersor.report.model import ModelLayer
-from tersor.result import Comparison, LayerRecord, Ledger, Score, StageRecord
+from tersor.result import OF_ALL, Comparison, LayerRecord, Ledger, Score, StageRecord
 
 Row = tuple[str, ...]
 
@@ -84,7 +84,7 @@ def stage_table(stages: Sequence[StageRecord], dense_bytes: int) -> Table:
         (
             stage.step,
             stage.kind,
-            f"{sum(one.applied for one in stage.touched)} of {len(stage.touched)}" if stage.touched else "",
+            _touched_words(stage),
             format_bytes(stage.size_bytes),
             _ratio(dense_bytes, stage.size_bytes),
             format_number(stage.validation),
@@ -220,6 +220,11 @@ def non_finite_words(counts: Mapping[str, int]) -> tuple[str, ...]:
     named = [f"{count:,} in {printable(name)}" for name, count in counts.items()]
     more = f" and in {len(named) - NAMED} more tensors" if len(named) > NAMED else ""
     return (f"warning: NaN or Inf, kept as they are: {', '.join(named[:NAMED])}{more}",)
+
+
+def _touched_words(stage: StageRecord) -> str:
+    tensors = [one for one in stage.touched if one.name != OF_ALL]
+    return f"{sum(one.applied for one in tensors)} of {len(tensors)}" if tensors else ""
 
 
 def _tied_words(aliases: Mapping[str, str]) -> tuple[str, ...]:
