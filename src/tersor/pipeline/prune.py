@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import cast
 
 from tersor.model.attach import attach_mask
 from tersor.model.select import Selected, select
 from tersor.pipeline.context import Context, inside_step, train_
 from tersor.pipeline.describe import report_amounts, report_storages
-from tersor.pipeline.ranking import masks_of
+from tersor.pipeline.ranking import masks_of, with_effect
 from tersor.pipeline.rounds import prune_in_rounds
 from tersor.pipeline.work import Work
 from tersor.result import Touched
@@ -21,7 +20,7 @@ from tersor.train.regrow import Regrowth
 
 def prune(work: Work, step: Prune, context: Context) -> list[Touched]:
     """Set weights to zero as the step says, and hold them there, training if it trains."""
-    selected = [_with_effect(one) for one in select(work.model, step)]
+    selected = with_effect(work, select(work.model, step), context)
     chosen = [one for one in selected if one.step is not None]
     said: list[Touched] = []
     if step.schedule == "iterative":
@@ -44,14 +43,3 @@ def _prune_at_once(work: Work, chosen: Sequence[Selected], step: Prune, context:
         attach_mask(work.model, storage, mask)
     if step.train is not None:
         train_(work, step.train, inside_step(step, context), controls)
-
-
-def _with_effect(one: Selected) -> Selected:
-    """A pattern leaves alone what has no more inputs than it keeps."""
-    if not isinstance(one.step, Prune) or one.step.pattern is None or len(one.storage.shape) < 2:
-        return one
-    keep, _ = one.step.kept_of
-    inputs = one.storage.shape[one.storage.input_axis]
-    if inputs > keep:
-        return one
-    return replace(one, step=None, reason=f"{one.step.pattern} keeps {keep} inputs, and it has {inputs}")

@@ -3,23 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from tersor.calibrate.importance import gradient_scores
+from tersor.calibrate.outputs import find_outputs, output_scores
 from tersor.errors import SpecError, did_you_mean, in_context
 from tersor.model.select import Selected, Storage, storages
 from tersor.pipeline.checkpoint import open_checkpoint
 from tersor.pipeline.context import Context, seeded
 from tersor.pipeline.work import Work
 from tersor.progress import inside
-from tersor.spec import FROM_GRADIENTS, Prune
+from tersor.spec import FROM_GRADIENTS, FROM_OUTPUTS, Prune
 from tersor.tensor.masks import Mask
 from tersor.tensor.pruning import Prunable, prune_masks
 from tersor.train.control import ranked_together
+
+
+def with_effect(work: Work, selected: Sequence[Selected], context: Context) -> list[Selected]:
+    """The selection without what its step cannot prune, each with the reason."""
+    steps = {one.storage.name: one.step for one in selected if isinstance(one.step, Prune)}
+    from_outputs = {name: one for name, one in steps.items() if one.importance in FROM_OUTPUTS}
+    reasons: dict[str, str] = {}
+    if from_outputs:
+        reasons |= find_outputs(work.traced(context.task), from_outputs).unseen
+    for one in selected:
+        inputs = one.storage.shape[one.storage.input_axis] if len(one.storage.shape) > 1 else 0
+        step = steps.get(one.storage.name)
+        if step is not None and step.pattern is not None and 0 < inputs <= step.kept_of[0]:
+            keep = step.kept_of[0]
+            reasons[one.storage.name] = f"{step.pattern} keeps {keep} inputs, and it has {inputs}"
+    return [
+        replace(one, step=None, reason=reasons[one.storage.name]) if one.storage.name in reasons else one
+        for one in selected
+    ]
 
 
 def masks_of(
@@ -54,14 +75,19 @@ def _prunable(storage: Storage, scores: Mapping[str, Tensor]) -> Prunable:
 
 def _scores(work: Work, chosen: Sequence[Selected], step: Prune, context: Context) -> dict[str, Tensor]:
     steps = {one.storage.name: cast(Prune, one.step) for one in chosen}
+    telling = inside(context.progress, step.name)
+    given: dict[str, Any] = {"batches": step.batches, "device": context.device, "progress": telling}
+    scores: dict[str, Tensor] = {}
     from_gradients = {name: one for name, one in steps.items() if one.importance in FROM_GRADIENTS}
-    if not from_gradients:
-        return {}
-    with seeded(context):
-        return gradient_scores(
-            work.model, context.task, from_gradients,
-            batches=step.batches, device=context.device, progress=inside(context.progress, step.name),
-        )  # fmt: skip
+    if from_gradients:
+        with seeded(context):
+            scores |= gradient_scores(work.model, context.task, from_gradients, **given)
+    from_outputs = {name: one for name, one in steps.items() if one.importance in FROM_OUTPUTS}
+    if from_outputs:
+        traced = work.traced(context.task)
+        with seeded(context):
+            scores |= output_scores(work.model, traced, context.task, from_outputs, **given)
+    return scores
 
 
 def _given_masks(path: Path, work: Work, chosen: Sequence[Storage]) -> Iterator[tuple[Storage, Mask]]:
