@@ -25,6 +25,7 @@ SHORT = {
         "prune.fraction=0.5",
     ],
     "cluster-tune": ["--set", "cluster.train.epochs=1"],
+    "prune-iterative": ["--set", "prune.train.epochs=10", "--set", "prune.train.lr=0.01"],
     "prune-cluster-int8": ["--set", "prune.train.epochs=60", "--set", "prune.train.lr=0.01"],
 }
 

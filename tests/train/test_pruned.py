@@ -3,7 +3,6 @@
 import signal
 from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
 from tests import nets
