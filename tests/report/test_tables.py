@@ -16,7 +16,7 @@ from tersor.report import (
     score_table,
     stage_table,
 )
-from tersor.result import Comparison, LayerRecord, Ledger, LedgerRow, Score, StageRecord, Touched
+from tersor.result import OF_ALL, Comparison, LayerRecord, Ledger, LedgerRow, Score, StageRecord, Touched
 
 LEDGER = Ledger(
     (
@@ -134,9 +134,12 @@ def test_what_is_kept_with_nan_is_a_warning():
 
 
 def test_stages():
-    touched = (Touched("fc", True, "90 % zeros"), Touched("b", False, "bias"))
+    touched = (
+        Touched("fc", True, "90 % zeros"), Touched("b", False, "bias"), Touched(OF_ALL, True, "per layer"),
+    )  # fmt: skip
     table = stage_table((StageRecord("prune", "prune", 1000, None, 1.25, touched),), 9480)
     assert table.rows == (("prune", "prune", "1 of 2", "1,000 B (1 kB)", "9.5x", "-", "1.2"),)
+    assert table.notes == ("prune: per layer",)
 
 
 def test_the_plan_says_that_it_is_an_estimate():

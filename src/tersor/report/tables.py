@@ -79,7 +79,7 @@ def score_table(
 
 
 def stage_table(stages: Sequence[StageRecord], dense_bytes: int) -> Table:
-    """What each step of the recipe brought."""
+    """What each step of the recipe brought; notes say what it did to all tensors together, where it does."""
     rows = tuple(
         (
             stage.step,
@@ -93,7 +93,13 @@ def stage_table(stages: Sequence[StageRecord], dense_bytes: int) -> Table:
         for stage in stages
     )
     columns = ("step", "kind", "touched", "bytes", "ratio", "validation", "seconds")
-    return Table("after each step", columns, rows, left=3)
+    notes = tuple(
+        printable(f"{stage.step}: {one.detail}")
+        for stage in stages
+        for one in stage.touched
+        if one.name == OF_ALL
+    )
+    return Table("after each step", columns, rows, left=3, notes=notes)
 
 
 def layer_table(
