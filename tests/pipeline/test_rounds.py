@@ -1,10 +1,12 @@
 """Pruning in rounds: where it stops, what it ends on, and that Ctrl-C does not matter."""
 
+import signal
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 import tersor
 from tersor.model.storage import storages
@@ -163,15 +165,23 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(task, given, tmp_path):
 
 def test_ctrl_c_in_a_training_leaves_what_goes_on_from_there(task, tmp_path):
     step = replace(STEP, train=Train(epochs=4, lr=0.01))
+    steps = []
 
-    def at(round_number, epoch):
-        def progress(phase, done, total, note=""):
-            if f"round {round_number} of" in phase and done == epoch:
-                raise KeyboardInterrupt
+    def counted(output, batch):
+        steps.append(1)
+        return F.cross_entropy(output, batch[1])
 
-        return progress
+    def progress(phase, done, total, note=""):
+        if "round 2 of" in phase and done == 3:
+            signal.raise_signal(signal.SIGINT)
 
+    task = replace(task, loss=counted)
+    whole = run(task, step, out=tmp_path / "whole")
+    all_steps = len(steps)
     with pytest.raises(KeyboardInterrupt):
-        run(task, step, out=tmp_path, progress=at(2, 3))
-    work = tmp_path / ".tersor-run"
-    assert sorted(one.name for one in work.glob("*.checkpoint")) == ["0-prune.checkpoint"]
+        run(task, step, out=tmp_path / "out", progress=progress)
+    left = sorted(one.name for one in (tmp_path / "out" / ".tersor-run").glob("*.checkpoint"))
+    assert left == ["0-prune-round-2.checkpoint", "0-prune.checkpoint"]
+    again = run(task, step, out=tmp_path / "out")
+    assert again.path.read_bytes() == whole.path.read_bytes()
+    assert len(steps) == 2 * all_steps  # no step was made twice
