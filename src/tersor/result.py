@@ -76,11 +76,12 @@ class Ledger:
 
 
 TEACHER = "(teacher)"  # how names begin in a record that tell of who taught a training, not of a tensor
+OF_ALL = "(all)"  # in the place of a tensor's name: what is said of all that a step touched together
 
 
 @dataclass(frozen=True)
 class Touched:
-    """What a step did to one tensor, or why it did nothing."""
+    """What a step did to one tensor, or why it did nothing; named :data:`OF_ALL`, what it did altogether."""
 
     name: str
     applied: bool

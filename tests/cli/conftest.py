@@ -29,7 +29,7 @@ def make():
         optimizer.step()
     batches = [(INPUTS[:32], LABELS[:32]), (INPUTS[32:], LABELS[32:])]
     return Task(name="tiny", build=build, weights=model.state_dict(), loss=loss, score=right,
-                train=batches, test=batches)
+                train=batches, validation=batches[:1], test=batches)
 """
 
 

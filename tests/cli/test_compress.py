@@ -35,6 +35,7 @@ SHORT = {
         "--set",
         "prune.fraction=0.5",
     ],
+    "prune-iterative": ["--set", "prune.train.epochs=10", "--set", "prune.train.lr=0.01"],
     "prune-cluster-int8": ["--set", "prune.train.epochs=60", "--set", "prune.train.lr=0.01"],
 }
 

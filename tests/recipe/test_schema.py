@@ -64,6 +64,43 @@ prunes = st.builds(
     train=trains,
 )
 counted = st.builds(spec.Prune, name=names, count=st.integers(0, 10**30), train=st.none() | trains)
+rounds = st.builds(
+    spec.Prune,
+    name=names,
+    fraction=st.floats(0.01, 0.99),
+    schedule=st.just("iterative"),
+    rounds=st.integers(1, 99),
+    max_drop=st.none() | shares,
+    rewind=st.booleans(),
+    train=trains,
+)
+structured = st.builds(
+    spec.Prune,
+    name=names,
+    percentile=st.floats(0, 99),
+    granularity=st.just("channel"),
+    axis=st.integers(-3, 3),
+    norm=st.just("inf") | st.floats(0.5, 9) | st.integers(1, 3),
+    rules=rules(granularity=st.just("channel"), threshold=shares, axis=st.integers(-3, 3)),
+)
+blocks = st.builds(
+    spec.Prune,
+    name=names,
+    pattern=st.none(),
+    fraction=shares,
+    granularity=st.just("block"),
+    block_size=st.tuples(st.integers(1, 64), st.integers(1, 64)),
+    importance=st.sampled_from(["magnitude", "random", "taylor", "fisher", "movement"]),
+    batches=st.integers(1, 99),
+)
+patterned = st.builds(
+    spec.Prune,
+    name=names,
+    pattern=st.sampled_from(["2:4", "1:4", "4:8"]),
+    rules=rules(pattern=st.just("1:2")),
+)
+masked = st.builds(spec.Prune, name=names, mask=st.text(min_size=1, max_size=20))
+pruning = prunes | counted | rounds | structured | blocks | patterned | masked
 clusters = st.builds(
     spec.Cluster,
     name=names,
@@ -81,7 +118,7 @@ recipes = st.builds(
     name=st.text(max_size=20),
     description=st.text(max_size=40),
     steps=st.lists(
-        prunes | counted | clusters | trains | codes, min_size=1, max_size=4, unique_by=lambda step: step.name
+        pruning | clusters | trains | codes, min_size=1, max_size=4, unique_by=lambda step: step.name
     ).map(tuple),
 )
 
@@ -220,7 +257,22 @@ def test_a_recipe_made_in_python_is_checked_as_well():
 
 
 WHOLE = [
-    (spec.Prune(fraction=0.5), {"scope": "global", "schedule": "gradual", "begin": 0.1, "end": 0.5}),
+    (
+        spec.Prune(fraction=0.5),
+        {
+            "scope": "global",
+            "schedule": "gradual",
+            "begin": 0.1,
+            "end": 0.5,
+            "mask": "m.safetensors",
+            "batches": 2,
+            "rounds": 3,
+            "max_drop": 0.1,
+            "rewind": True,
+            "regrow": 0.3,
+            "regrow_every": 5,
+        },
+    ),
     (spec.Cluster(bits=4), {"reassign": 1, "fisher_batches": 2, "update": "mean"}),
     (spec.Smooth(), {"batches": 2}),
     (
@@ -253,7 +305,8 @@ def test_every_field_is_of_the_whole_step_or_one_for_each_tensor():
         spec.Smooth: {"alpha"},
         spec.Quantize: {"bits", "symmetric", "signed", "narrow", "power_of_two", "granularity", "axis",
                         "block_size", "scale", "percentile", "rounding", "activation_bits"},
-        spec.Prune: {"fraction", "count", "threshold", "percentile"},
+        spec.Prune: {"fraction", "count", "threshold", "percentile", "pattern", "importance", "granularity",
+                     "axis", "block_size", "norm"},
         spec.Cluster: {"bits", "clusters", "rate", "init", "granularity", "axis", "block_size", "keep_zero",
                        "biases", "importance"},
     }  # fmt: skip

@@ -16,7 +16,17 @@ from tersor.report import (
     score_table,
     stage_table,
 )
-from tersor.result import TEACHER, Comparison, LayerRecord, Ledger, LedgerRow, Score, StageRecord, Touched
+from tersor.result import (
+    OF_ALL,
+    TEACHER,
+    Comparison,
+    LayerRecord,
+    Ledger,
+    LedgerRow,
+    Score,
+    StageRecord,
+    Touched,
+)
 
 LEDGER = Ledger(
     (
@@ -134,9 +144,12 @@ def test_what_is_kept_with_nan_is_a_warning():
 
 
 def test_stages():
-    touched = (Touched("fc", True, "90 % zeros"), Touched("b", False, "bias"))
+    touched = (
+        Touched("fc", True, "90 % zeros"), Touched("b", False, "bias"), Touched(OF_ALL, True, "per layer"),
+    )  # fmt: skip
     table = stage_table((StageRecord("prune", "prune", 1000, None, 1.25, touched),), 9480)
     assert table.rows == (("prune", "prune", "1 of 2", "1,000 B (1 kB)", "9.5x", "-", "1.2"),)
+    assert table.notes == ("prune: per layer",)
 
 
 def test_who_taught_is_told_below_the_stages_once():

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from tersor.errors import SpecError, TensorError
-from tersor.tensor.masks import magnitude_mask, magnitude_masks
+from tersor.tensor.masks import lowest_masks, magnitude_mask, magnitude_masks
 
 shapes = st.lists(st.integers(1, 6), min_size=0, max_size=3).map(tuple)
 
@@ -111,3 +111,24 @@ def test_takes_exactly_one_amount_that_is_there() -> None:
         magnitude_mask(torch.ones(3), fraction=0.5, count=1)
     with pytest.raises(SpecError, match="4 weights are to be pruned of 3"):
         magnitude_mask(torch.ones(3), count=4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 60), st.floats(0, 0.99), st.integers(0, 99))
+def test_what_was_pruned_before_goes_first_and_counts(n: int, fraction: float, seed: int) -> None:
+    values = weights((n,), seed, levels=1)
+    before = np.random.default_rng(seed).random(n) < 0.6
+    (mask,) = magnitude_masks([values], kept=[before], fraction=fraction)
+    pruned = round(fraction * n)
+    assert (~(mask & before)).sum() == max(pruned, (~before).sum())
+    (mask,) = lowest_masks([-values.abs() - 1], kept=[before], fraction=fraction)
+    assert (~(mask & before)).sum() == max(pruned, (~before).sum())
+
+
+def test_signed_scores_are_ranked_as_they_are() -> None:
+    scores = [torch.tensor([1.0, -3.0, 0.0]), torch.tensor([-1.0])]
+    assert [one.tolist() for one in lowest_masks(scores, count=2)] == [[True, False, True], [False]]
+    assert lowest_masks(scores, threshold=0.5)[0].tolist() == [True, False, False]
+    assert lowest_masks(scores, percentile=50)[0].tolist() == [True, False, True]
+    held = lowest_masks(scores, kept=[np.array([True, True, False]), None], percentile=50)
+    assert held[0].tolist() == [True, False, False]

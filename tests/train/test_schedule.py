@@ -1,9 +1,11 @@
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tersor.spec import Train
-from tersor.train.schedule import cubic_sparsity, learning_rate
+from tersor.train.schedule import cubic_sparsity, iterative_sparsity, learning_rate, linear_sparsity
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
@@ -28,3 +30,17 @@ def test_the_cube_law() -> None:
     for at in (0.2, 0.33, 0.5, 0.7):
         paper = final + (0 - final) * (1 - (at - begin) / (end - begin)) ** 3
         assert cubic_sparsity((at - begin) / (end - begin), final) == pytest.approx(paper)
+
+
+@given(st.integers(1, 40), st.floats(0.01, 0.99))
+def test_each_round_takes_the_same_share_of_what_is_left(rounds: int, final: float) -> None:
+    left = [1 - iterative_sparsity(done, rounds, final) for done in range(rounds + 1)]
+    assert left[0] == 1 and iterative_sparsity(rounds, rounds, final) == final
+    shares = [after / before for before, after in pairwise(left)]
+    assert max(shares) - min(shares) < 1e-9
+
+
+def test_a_straight_ramp_is_straight() -> None:
+    seen = [linear_sparsity(done / 10, 0.6) for done in range(11)]
+    assert seen[0] == 0 and seen[-1] == 0.6
+    assert all(abs(after - before - 0.06) < 1e-12 for before, after in pairwise(seen))

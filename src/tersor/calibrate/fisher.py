@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from copy import deepcopy
 from itertools import islice
 
@@ -35,28 +35,57 @@ def diagonal_fisher(
     Squared gradients of the loss approximate the diagonal of the Fisher matrix, and that of the Hessian at a
     minimum (Choi et al. 2017, section 3.2). Raises :class:`TaskError` without training data or a loss.
     """
-    if task.train is None or task.loss is None:
-        missing = "train" if task.train is None else "loss"
-        raise TaskError(f"task {task.name!r} has no {missing}, which importance='fisher' needs")
+    plain = plain_copy(model, device)
+    sums = {name: torch.zeros_like(weight) for name, weight in plain.named_parameters() if name in names}
+    seen = 0
+    for gradients in batch_gradients(plain, task, names, batches=batches, device=device, progress=progress):
+        for name, (_, gradient) in gradients.items():
+            sums[name].addcmul_(gradient, gradient)
+        seen += 1
+    return {name: _floored(total / seen) for name, total in sums.items()}
+
+
+def plain_copy(model: nn.Module, device: str = "cpu") -> nn.Module:
+    """A copy in eval mode on ``device``, without what is attached to the model."""
     plain = deepcopy(model).to(device)
     bake_(plain)
-    plain.eval()
+    return plain.eval()
+
+
+def batch_gradients(
+    plain: nn.Module,
+    task: Task,
+    names: Collection[str],
+    *,
+    batches: int,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> Iterator[Mapping[str, tuple[torch.Tensor, torch.Tensor]]]:
+    """For each of the first training batches, the weights of ``names`` with their gradients.
+
+    What the loss does not depend on is left out. Raises :class:`TaskError` without training data or a loss.
+    """
+    if task.train is None or task.loss is None:
+        missing = "train" if task.train is None else "loss"
+        raise TaskError(f"task {task.name!r} has no {missing}, which importance from gradients needs")
     weights = {name: weight for name, weight in plain.named_parameters() if name in names}
-    sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    for weight in weights.values():
+        weight.requires_grad_()
     seen = 0
     for batch in islice(task.train, batches):
         batch = to_device(batch, device)
         with code_of_the_task(f"task {task.name!r}: loss"):
             loss = task.loss(task.forward(plain, batch), batch)
         gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-        for name, gradient in zip(weights, gradients, strict=True):
-            if gradient is not None:
-                sums[name].addcmul_(gradient, gradient)
         seen += 1
         progress("importance", seen, batches)
+        yield {
+            name: (weight.detach(), gradient)
+            for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
+            if gradient is not None
+        }
     if not seen:
         raise TaskError(f"task {task.name!r}: the training loader is empty")
-    return {name: _floored(total / seen) for name, total in sums.items()}
 
 
 def _floored(mean_square: torch.Tensor) -> NDArray[np.float32]:

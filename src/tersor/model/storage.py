@@ -80,6 +80,11 @@ class Storage:
         """What our attachment made of it: originals and a mask or shared values; None if it is bare."""
         return attached(self.module, self.attribute)
 
+    @property
+    def input_axis(self) -> int:
+        """The axis of a layer's weight along which its inputs lie: 0 in a transposed convolution, else 1."""
+        return 0 if isinstance(self.module, nn.modules.conv._ConvTransposeNd) else 1
+
     def originals(self) -> list[nn.Parameter]:
         """The parameters behind an attachment: latents and codebooks."""
         held = self.parametrization

@@ -25,7 +25,7 @@ from tersor.train.teaching import teaching_for
 
 @dataclass(frozen=True)
 class Context:
-    """What a step needs beside itself; ``checkpoint`` is where an interrupted training goes on from."""
+    """What a step needs beside itself; ``checkpoint`` is where what trains in it goes on from."""
 
     task: Task
     seed: int = 0

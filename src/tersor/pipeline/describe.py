@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
+from typing import cast
+
 from torch import nn
 
 from tersor.model.attach import collect_one
 from tersor.model.grid import grid_of
 from tersor.model.select import Selected, Storage, storages
-from tersor.result import Touched
+from tersor.result import OF_ALL, Touched
+from tersor.spec import Prune
 from tersor.tensor.compressed import Affine, Codebook
 
 
@@ -20,6 +25,41 @@ def report_storages(model: nn.Module, selected: list[Selected]) -> list[Touched]
         else Touched(one.storage.name, False, one.reason)
         for one in selected
     ]
+
+
+def report_amounts(groups: Sequence[Sequence[Selected]], step: Prune) -> list[Touched]:
+    """What the amounts of a step that prunes meant, and what came of them: one row for all tensors together.
+
+    groups -- the tensors that were ranked together.
+    """
+    chosen = [one for group in groups for one in group]
+    if not chosen:
+        return []
+    zeros = sum(int((one.storage.dense() == 0).sum()) for one in chosen)
+    total = sum(prod(one.storage.shape) for one in chosen)
+    asked = " or ".join(dict.fromkeys(_asked(cast(Prune, group[0].step)) for group in groups))
+    scope = "global" if step.scope == "global" else "per layer"
+    tensors = f"{len(chosen)} tensor{'s' if len(chosen) > 1 else ''}"
+    words = f"{scope}: {asked} asked; {zeros / total:.2%} of {total:,} weights in {tensors} are zero"
+    return [Touched(OF_ALL, True, words)]
+
+
+def _asked(step: Prune) -> str:
+    """The amount in words."""
+    if step.mask is not None:
+        return "the mask of a file"
+    size = " x ".join(map(str, step.block_size or ()))
+    units = {"element": "weights", "channel": f"channels of axis {step.axis}", "block": f"{size} blocks"}
+    what = units[step.granularity]
+    score = "|w|" if step.importance == "magnitude" else f"{step.importance} score"
+    if step.fraction is not None:
+        return f"{step.fraction:.2%} of {what} by least {score}"
+    if step.count is not None:
+        return f"{step.count:,} {what} by least {score}"
+    if step.pattern is not None:
+        return f"{step.pattern} along the inputs by greatest {score}"
+    border = f"{step.threshold:g}" if step.threshold is not None else f"percentile {step.percentile:g}"
+    return f"{what} with {score} below {border}"
 
 
 def describe(storage: Storage) -> str:

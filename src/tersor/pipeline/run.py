@@ -32,7 +32,19 @@ from tersor.pipeline.work import read_collected, work_before, write_collected
 from tersor.progress import Progress, inside, silent
 from tersor.recipe.load import load_recipe
 from tersor.result import LayerRecord, Ledger, StageRecord
-from tersor.spec import Code, Fold, Quantize, Recipe, Smooth, Speed, Step, Train
+from tersor.spec import (
+    FROM_GRADIENTS,
+    FROM_OUTPUTS,
+    Code,
+    Fold,
+    Prune,
+    Quantize,
+    Recipe,
+    Smooth,
+    Speed,
+    Step,
+    Train,
+)
 from tersor.task import Task, check_is_task
 from tersor.tensor.compressed import Raw
 from tersor.tensor.finite import count_non_finite
@@ -125,6 +137,8 @@ def check_task(task: Task, recipe: Recipe, device: str = "cpu") -> None:
     for name in ("loss", "train"):
         if trains and getattr(task, name) is None:
             raise TaskError(f"task {task.name!r} has no {name}, which step {trains[0].name!r} trains with")
+    for step in recipe.steps:
+        _check_pruning(task, step)
     looking = [step for step in recipe.steps if _looks_at_data(step)]
     if looking and task.train is None and task.validation is None:
         raise TaskError(f"task {task.name!r} has neither train nor validation data, of which step "
@@ -136,10 +150,26 @@ def check_task(task: Task, recipe: Recipe, device: str = "cpu") -> None:
                 evaluate_model(trained_model(one).to(device), one, first, device=device)
 
 
+def _check_pruning(task: Task, step: Step) -> None:
+    """What a step that prunes ranks by, and where it stops, has to be there too."""
+    if not isinstance(step, Prune):
+        return
+    asked = {step.importance, *(rule.override.get("importance") for rule in step.rules)}
+    for name in ("loss", "train"):
+        if asked & set(FROM_GRADIENTS) and getattr(task, name) is None:
+            raise TaskError(f"task {task.name!r} has no {name}, which step {step.name!r} ranks weights by")
+    if step.max_drop is not None and task.validation is None:
+        raise TaskError(f"task {task.name!r} has no validation data, on which step {step.name!r} measures "
+                        "max_drop: give it some, or leave max_drop out")  # fmt: skip
+
+
 def _looks_at_data(step: Step) -> bool:
     """Whether a step runs data through the model beside training: ranges of activations, means, outputs."""
     if isinstance(step, Quantize):
         return step.activations == "static" or step.correct_bias or step.rounding == "learned"
+    if isinstance(step, Prune):
+        asked = {step.importance, *(rule.override.get("importance") for rule in step.rules)}
+        return bool(asked & set(FROM_OUTPUTS))
     return isinstance(step, Smooth) or (isinstance(step, Fold) and step.reestimate > 0)
 
 

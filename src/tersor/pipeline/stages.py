@@ -20,7 +20,7 @@ from tersor.errors import TersorError
 from tersor.model.restore import trained_model
 from tersor.recipe.load import dump_recipe
 from tersor.result import StageRecord, Touched
-from tersor.spec import Recipe
+from tersor.spec import Prune, Recipe
 from tersor.task import Task
 
 WORK, KEPT = ".tersor-run", "stages"
@@ -139,6 +139,8 @@ def _fingerprint(task: Task, recipe: Recipe, seed: int, device: str) -> str:
         code = getattr(function, "__code__", None)
         digest.update(repr((code.co_code, code.co_names)).encode() if code else b"-")
     digest.update(dump_recipe(recipe).encode())
+    for mask in (Path(step.mask) for step in recipe.steps if isinstance(step, Prune) and step.mask):
+        digest.update(mask.read_bytes() if mask.is_file() else b"-")
     for one in (task,) if task.teacher is None else (task, task.reference):
         for name, tensor in trained_model(one).state_dict().items():
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())

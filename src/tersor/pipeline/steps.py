@@ -14,7 +14,19 @@ from tersor.pipeline.integer import quantize
 from tersor.pipeline.prune import prune
 from tersor.pipeline.work import Work
 from tersor.result import Touched
-from tersor.spec import Cluster, Code, Fold, Prune, Quantize, Smooth, Step, Train
+from tersor.spec import (
+    FROM_GRADIENTS,
+    FROM_OUTPUTS,
+    Cluster,
+    Code,
+    Fold,
+    Prune,
+    Quantize,
+    Rule,
+    Smooth,
+    Step,
+    Train,
+)  # fmt: skip
 
 
 def apply_step(work: Work, step: Step, context: Context) -> list[Touched]:
@@ -26,18 +38,29 @@ def apply_step(work: Work, step: Step, context: Context) -> list[Touched]:
 def without_training(step: Step) -> Step:
     """The same step with its training taken out: what a dry run can know."""
     if isinstance(step, Prune):
-        return replace(step, train=None, schedule="one-shot")
+        data = (*FROM_GRADIENTS, *FROM_OUTPUTS)
+        return replace(
+            step, train=None, schedule="one-shot", rounds=5, max_drop=None, rewind=False,
+            regrow=0.0, regrow_every=100, rules=_without(step.rules, data),
+            importance="magnitude" if step.importance in data else step.importance,
+        )  # fmt: skip
     if isinstance(step, Cluster):
-        rules = tuple(
-            replace(rule, override={key: one for key, one in rule.override.items() if key != "importance"})
-            for rule in step.rules
-        )
-        return replace(step, train=None, importance="none", rules=rules)
+        return replace(step, train=None, importance="none", rules=_without(step.rules, ("none", "fisher")))
     if isinstance(step, Quantize):
         return replace(
             step, train=None, rounding="nearest", batches=1, freeze_observers=0.0, freeze_norms=0.0
         )
     return step
+
+
+def _without(rules: tuple[Rule, ...], importance: tuple[str, ...]) -> tuple[Rule, ...]:
+    """The rules where they do not ask for one of these."""
+    return tuple(
+        replace(rule, override={
+            key: one for key, one in rule.override.items() if key != "importance" or one not in importance
+        })
+        for rule in rules
+    )  # fmt: skip
 
 
 def _fit(work: Work, step: Train, context: Context) -> list[Touched]:

@@ -20,7 +20,7 @@ Data = dict[str, Any]
 # One for all tensors of a step: one ranking, one training phase, one pass over the batches.
 WHOLE_STEP = (
     "name", "targets", "rules", "train",
-    "scope", "schedule", "begin", "end",
+    "scope", "schedule", "begin", "end", "mask", "rounds", "max_drop", "rewind", "regrow", "regrow_every",
     "fisher_batches", "update", "reassign",
     "batches", "activations", "calibrator", "correct_bias", "learn_scales",
     "freeze_observers", "freeze_norms",

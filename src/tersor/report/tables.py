@@ -15,7 +15,7 @@ from tersor.report.figures import (
     printable,
 )
 from tersor.report.model import ModelLayer
-from tersor.result import TEACHER, Comparison, LayerRecord, Ledger, Score, StageRecord
+from tersor.result import OF_ALL, TEACHER, Comparison, LayerRecord, Ledger, Score, StageRecord
 
 Row = tuple[str, ...]
 
@@ -80,7 +80,7 @@ def score_table(
 
 
 def stage_table(stages: Sequence[StageRecord], dense_bytes: int) -> Table:
-    """What each step of the recipe brought."""
+    """What each step of the recipe brought; notes say what it did to all tensors together, where it does."""
     rows = tuple(
         (
             stage.step,
@@ -94,11 +94,17 @@ def stage_table(stages: Sequence[StageRecord], dense_bytes: int) -> Table:
         for stage in stages
     )
     columns = ("step", "kind", "touched", "bytes", "ratio", "validation", "seconds")
-    return Table("after each step", columns, rows, left=3, notes=_teacher_words(stages))
+    of_all = tuple(
+        printable(f"{stage.step}: {one.detail}")
+        for stage in stages
+        for one in stage.touched
+        if one.name == OF_ALL
+    )
+    return Table("after each step", columns, rows, left=3, notes=of_all + _teacher_words(stages))
 
 
 def _touched_words(stage: StageRecord) -> str:
-    tensors = [one for one in stage.touched if not one.name.startswith(TEACHER)]
+    tensors = [one for one in stage.touched if one.name != OF_ALL and not one.name.startswith(TEACHER)]
     return f"{sum(one.applied for one in tensors)} of {len(tensors)}" if tensors else ""
 
 

@@ -9,7 +9,7 @@ Recipes in YAML are these same classes, field by field (:mod:`tersor.recipe`).
 """
 
 from tersor.spec.clustering import Cluster, Init
-from tersor.spec.pruning import AMOUNTS, Prune
+from tersor.spec.pruning import AMOUNTS, FROM_GRADIENTS, FROM_OUTPUTS, WAYS, Importance, Prune
 from tersor.spec.quantizing import Fold, Quantize, Smooth
 from tersor.spec.recipe import FAMILIES, STEPS, Code, Recipe, Speed, Step, StepT, replace_fields
 from tersor.spec.rule import Rule
@@ -18,11 +18,15 @@ from tersor.spec.training import Distill, Match, Train
 __all__ = [
     "AMOUNTS",
     "FAMILIES",
+    "FROM_GRADIENTS",
+    "FROM_OUTPUTS",
     "STEPS",
+    "WAYS",
     "Cluster",
     "Code",
     "Distill",
     "Fold",
+    "Importance",
     "Init",
     "Match",
     "Prune",

@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Literal, TypeVar
 from tersor.checks import one_of
 from tersor.errors import SpecError, did_you_mean
 from tersor.spec.clustering import Cluster
-from tersor.spec.pruning import AMOUNTS, Prune
+from tersor.spec.pruning import WAYS, Prune
 from tersor.spec.quantizing import Fold, Quantize, Smooth
 from tersor.spec.training import Train
 
 # Fields that say one thing in several ways: giving one of a family takes the others away.
-FAMILIES = (AMOUNTS, ("bits", "clusters"))
+FAMILIES = (WAYS, ("bits", "clusters"))
 
 Speed = Literal["fast", "balanced", "small"]
 

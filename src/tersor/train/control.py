@@ -10,16 +10,19 @@ from typing import Protocol, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from tersor.errors import SpecError, TargetError, in_context
 from tersor.model.attach import attach_mask
+from tersor.model.grid import GridWeight
 from tersor.model.parametrization import MaskedWeight, SharedWeight
 from tersor.model.select import Selected
 from tersor.model.storage import Storage
-from tersor.spec import Cluster, Prune
+from tersor.spec import FROM_GRADIENTS, Cluster, Prune
 from tersor.task import Batch, Output
-from tersor.tensor.masks import Mask, magnitude_masks
-from tersor.train.schedule import cubic_sparsity
+from tersor.tensor.masks import Mask
+from tersor.tensor.pruning import Prunable, gradient_score, prune_masks, summed
+from tersor.train.schedule import cubic_sparsity, linear_sparsity
 
 UPDATES = 100
 
@@ -76,43 +79,53 @@ class Freezing(Control):
 
 
 class GradualPruning(Control):
-    """Raise the sparsity along the cube law, up to 100 times, ranking the dense latents anew each time.
+    """Raise the sparsity in a straight line or along the cube law, up to 100 times, ranking anew each time.
 
     A pruned weight keeps its last value in the latent and may come back while the ramp goes on (Zhu & Gupta
     2017, section 3); what was pruned before this phase may not. The last mask stands before the last step.
+    A score of gradients adds up over all steps so far, with the weights as each left them; a weight has none
+    while it is pruned (Sanh et al. 2020, section 3). Random ones are drawn once, from ``seed``.
     """
 
-    def __init__(self, model: nn.Module, chosen: Sequence[Selected], step: Prune) -> None:
+    def __init__(self, model: nn.Module, chosen: Sequence[Selected], step: Prune, seed: int = 0) -> None:
         self.step = step
+        self.seed = seed
         self.groups = [
-            [_Ramp(one.storage, cast(Prune, one.step), one.storage.mask()) for one in group]
+            [MovingMask.on(model, one.storage, cast(Prune, one.step)) for one in group]
             for group in ranked_together(chosen, step)
         ]
-        for ramp in (ramp for group in self.groups for ramp in group):
-            held = ramp.storage.parametrization
-            if held is not None and isinstance(held[0], SharedWeight):
-                raise TargetError(f"{ramp.storage.name} already shares its weights: prune it gradually "
-                                  "before it is clustered, or in one shot")  # fmt: skip
-            attach_mask(model, ramp.storage, np.ones(ramp.storage.shape, np.bool_))
+        self.scored = [one for group in self.groups for one in group if one.step.importance in FROM_GRADIENTS]
+        for one in self.scored:
+            one.begin_scores()
 
     def on_step_begin(self, step: int, total: int) -> None:
         """Set the masks of this step, if it is one that does."""
         first = int(self.step.begin * total)
         last = max(min(int(self.step.end * total), total - 1), first)
         every = max(ceil((last - first) / UPDATES), 1)
+        if self.scored and not last:
+            raise SpecError(f"the ramp ends at step 0 of {total}, before there is a gradient to rank by: "
+                            "train longer, or rank by magnitude")  # fmt: skip
         if step == last or (first <= step < last and (step - first) % every == 0):
             self.set_masks((step - first) / (last - first) if last > first else 1.0)
 
+    def after_step(self, step: int, total: int) -> None:
+        """Add what the gradients of this step say."""
+        for one in self.scored:
+            one.add_scores()
+
     def set_masks(self, done: float) -> None:
         """The masks of a share ``done`` of the ramp."""
+        sparsity = linear_sparsity if self.step.schedule == "linear" else cubic_sparsity
+        generator = torch.Generator().manual_seed(self.seed)
         for group in self.groups:
-            fraction = cubic_sparsity(done, cast(float, group[0].step.fraction))
-            latents = [ramp.latent() for ramp in group]
-            names = [ramp.storage.name for ramp in group]
-            with in_context(", ".join(names)):
-                masks = magnitude_masks(latents, names=names, fraction=fraction)
-            for ramp, mask in zip(group, masks, strict=True):
-                ramp.set_mask(mask)
+            fraction = sparsity(done, cast(float, group[0].step.fraction))
+            with in_context(", ".join(one.storage.name for one in group)):
+                masks = prune_masks(
+                    [one.prunable() for one in group], group[0].step, fraction=fraction, generator=generator
+                )
+            for one, mask in zip(group, masks, strict=True):
+                one.set_mask(mask)
 
 
 class Reassignment(Control):
@@ -151,23 +164,60 @@ def ranked_together(chosen: Sequence[Selected], step: Prune) -> list[list[Select
 
 
 @dataclass(frozen=True)
-class _Ramp:
+class MovingMask:
+    """A storage under a mask that moves while it trains; ``kept_before`` is what earlier steps left of it."""
+
     storage: Storage
     step: Prune
     kept_before: Mask | None
 
+    @classmethod
+    def on(cls, model: nn.Module, storage: Storage, step: Prune) -> MovingMask:
+        """Attach a mask; :class:`TargetError` where weights are shared, whose codes no mask moves."""
+        held = storage.parametrization
+        if held is not None and isinstance(held[0], SharedWeight):
+            raise TargetError(f"{storage.name} already shares its weights: prune it gradually, in rounds or "
+                              "with growth before it is clustered, or in one shot")  # fmt: skip
+        before = storage.mask()
+        attach_mask(model, storage, np.ones(storage.shape, np.bool_))
+        return cls(storage, step, before)
+
+    @property
+    def held(self) -> MaskedWeight | GridWeight:
+        """What holds the mask."""
+        return cast(MaskedWeight, cast(ParametrizationList, self.storage.parametrization)[0])
+
     def latent(self) -> Tensor:
-        """The dense latent; what was pruned before ranks last."""
+        """The dense latent; what was pruned before is zero."""
         latent = self.storage.originals()[0].detach()
         if self.kept_before is None:
             return latent
         return latent * torch.from_numpy(self.kept_before).to(latent.device)
 
+    def prunable(self) -> Prunable:
+        """The latent as a ranking sees it, where what this step pruned may come back."""
+        scores = self.held.scores if self.step.importance in FROM_GRADIENTS else None
+        axis = self.storage.input_axis
+        return Prunable(
+            self.storage.name, self.latent(), self.kept_before, cast("Tensor | None", scores), axis
+        )
+
     def set_mask(self, mask: Mask) -> None:
-        held = self.storage.parametrization
-        assert held is not None
+        """Keep what ``mask`` keeps, of what was kept before this step."""
         kept = mask if self.kept_before is None else mask & self.kept_before
-        cast(MaskedWeight, held[0]).kept.copy_(torch.from_numpy(kept))
+        cast(Tensor, self.held.kept).copy_(torch.from_numpy(kept))
+
+    def begin_scores(self) -> None:
+        """Start adding up scores, in a buffer: it is in checkpoints."""
+        zero = torch.zeros_like(self.storage.originals()[0].detach(), dtype=torch.float32)
+        self.held.register_buffer("scores", summed(zero, self.step))
+
+    def add_scores(self) -> None:
+        """Add what the gradient of the last step says."""
+        latent = self.storage.originals()[0]
+        if latent.grad is not None:
+            added = gradient_score(latent.detach(), latent.grad, self.step)
+            cast(Tensor, self.held.scores).add_(added)
 
 
 def _shared(storage: Storage) -> SharedWeight:

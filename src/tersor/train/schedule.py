@@ -6,6 +6,8 @@ from math import cos, pi
 
 from tersor.spec import Train
 
+REGROWTH_ENDS = 0.75  # of the steps of a training
+
 
 def learning_rate(step: int, total: int, phase: Train) -> float:
     """The rate of step 0..total-1: a linear rise over the warm-up's share, then the phase's schedule to 0.
@@ -22,6 +24,15 @@ def learning_rate(step: int, total: int, phase: Train) -> float:
     return phase.lr * left[phase.schedule]
 
 
+def linear_sparsity(done: float, final: float) -> float:
+    """The sparsity when a share ``done`` of the ramp is over: the same for each step.
+
+    >>> [linear_sparsity(done, 0.8) for done in (-1, 0, 0.5, 1, 2)]
+    [0.0, 0.0, 0.4, 0.8, 0.8]
+    """
+    return final * min(max(done, 0.0), 1.0)
+
+
 def cubic_sparsity(done: float, final: float) -> float:
     """The sparsity when a share ``done`` of the ramp is over: steep first, flat last.
 
@@ -31,3 +42,26 @@ def cubic_sparsity(done: float, final: float) -> float:
     [0.0, 0.0, 0.875, 1.0, 1.0]
     """
     return final * (1 - (1 - min(max(done, 0.0), 1.0)) ** 3)
+
+
+def iterative_sparsity(done: int, rounds: int, final: float) -> float:
+    """The sparsity after ``done`` of so many rounds, each of which takes the same share of what is left.
+
+    Han et al. 2015 (Learning both Weights and Connections), section 3; Frankle & Carbin 2019, section 2.
+
+    >>> [round(iterative_sparsity(done, 3, 0.992), 4) for done in (0, 1, 2, 3)]
+    [0.0, 0.8, 0.96, 0.992]
+    """
+    return final if done >= rounds else 1 - (1 - final) ** (done / rounds)
+
+
+def regrown_share(step: int, total: int, share: float) -> float:
+    """The share of the kept weights that is exchanged at a step; none from 75 % of the training on.
+
+    Evci et al. 2020 (Rigging the Lottery), section 3, item 3: a cosine from ``share`` to 0.
+
+    >>> [round(regrown_share(step, 100, 0.3), 3) for step in (0, 25, 50, 75, 99)]
+    [0.3, 0.225, 0.075, 0.0, 0.0]
+    """
+    end = REGROWTH_ENDS * total
+    return share / 2 * (1 + cos(pi * step / end)) if step < end else 0.0
