@@ -99,7 +99,7 @@ def _value_of(run: GraphModel, path: str) -> str:
         return f"{module_path(node)}.".startswith(f"{path}.")
 
     leaving = [
-        node.name
+        str(node.name)
         for node in run.traced.graph.nodes
         if inside(node) and isinstance(node.meta.get("val"), Tensor) and not all(map(inside, node.users))
     ]
@@ -108,7 +108,7 @@ def _value_of(run: GraphModel, path: str) -> str:
                           "folded): match the module before it, or one around it")  # fmt: skip
     if len(leaving) > 1:
         raise TargetError(f"module {path!r} hands on {len(leaving)} values in the graph that trains (it "
-                          "returns several, or is called again): match one inside of it, or around it")  # fmt: skip
+                          "returns several, or is called again): match one inside or around it")  # fmt: skip
     return leaving[0]
 
 
