@@ -64,7 +64,7 @@ def test_it_ends_on_the_last_round_inside_the_budget(scored, max_drop, last, hig
         assert [one.applied for one in result.stages[0].touched if one.name == OF_ALL] == [True, False]
     else:
         assert told.startswith(
-            f"round {last} of 4; validation 5 fell by {zeros(result):.4g}, by {max_drop:.4g}"
+            f"round {last} of 4; validation of 5 fell by {zeros(result):.4g} of the {max_drop:.4g}"
         )
     assert told.endswith("all 4 rounds are in it" if last == 4 else "and is not in it")
     if last < 4:

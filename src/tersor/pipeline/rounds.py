@@ -84,8 +84,8 @@ class _Rounds:
         kept = f"round {self.done} of {self.step.rounds}" if self.done else "no round, as the step began"
         if self.step.max_drop is None:
             return f"{kept}; {ended}"
-        fallen = f"validation {self.scores[0]:.4g} fell by {self.drop(self.done):.4g}"
-        return f"{kept}; {fallen}, by {self.step.max_drop:.4g} it may; {ended}"
+        fallen = f"validation of {self.scores[0]:.4g} fell by {self.drop(self.done):.4g}"
+        return f"{kept}; {fallen} of the {self.step.max_drop:.4g} allowed; {ended}"
 
     def context_of(self, number: int) -> Context:
         """The context of a round's training: a seed and a checkpoint of its own."""
