@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tersor.pipeline.result import Result
     from tersor.pipeline.run import compress
     from tersor.recipe.load import load_recipe
-    from tersor.spec import Cluster, Code, Fold, Prune, Quantize, Recipe, Rule, Smooth, Train
+    from tersor.spec import Cluster, Code, Fold, Prune, Quantize, Recipe, Rule, Shrink, Smooth, Train
     from tersor.task import Task
     from tersor.tensor.compressed import CompressedTensor
 
@@ -58,6 +58,7 @@ _HOME = {
     "Recipe": "spec",
     "Rule": "spec",
     "Prune": "spec",
+    "Shrink": "spec",
     "Cluster": "spec",
     "Fold": "spec",
     "Smooth": "spec",
@@ -90,6 +91,7 @@ __all__ = [
     "Recipe",
     "Result",
     "Rule",
+    "Shrink",
     "Smooth",
     "SpecError",
     "TargetError",

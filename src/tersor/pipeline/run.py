@@ -32,7 +32,7 @@ from tersor.pipeline.work import read_collected, work_before, write_collected
 from tersor.progress import Progress, inside, silent
 from tersor.recipe.load import load_recipe
 from tersor.result import LayerRecord, Ledger, StageRecord
-from tersor.spec import Code, Fold, Quantize, Recipe, Smooth, Speed, Step, Train
+from tersor.spec import Code, Fold, Quantize, Recipe, Shrink, Smooth, Speed, Step, Train
 from tersor.task import Task, check_is_task
 from tersor.tensor.compressed import Raw
 from tersor.tensor.finite import count_non_finite
@@ -121,7 +121,7 @@ def _compress(store: StageStore, recipe: Recipe, context: Context, asked_drop: f
 def check_task(task: Task, recipe: Recipe, device: str = "cpu") -> None:
     """Try the score on one batch, and see that what the recipe trains with is there, before any work."""
     check_is_task(task)
-    trains = [step for step in recipe.steps if isinstance(step, Train) or getattr(step, "train", None)]
+    trains = [step for step in recipe.steps if _looks_at_loss(step)]
     for name in ("loss", "train"):
         if trains and getattr(task, name) is None:
             raise TaskError(f"task {task.name!r} has no {name}, which step {trains[0].name!r} trains with")
@@ -135,11 +135,17 @@ def check_task(task: Task, recipe: Recipe, device: str = "cpu") -> None:
             evaluate_model(trained_model(task).to(device), task, first, device=device)
 
 
+def _looks_at_loss(step: Step) -> bool:
+    """Whether a step takes gradients of the loss on training data."""
+    ranks = isinstance(step, Shrink) and step.importance in ("taylor", "fisher")
+    return isinstance(step, Train) or getattr(step, "train", None) is not None or ranks
+
+
 def _looks_at_data(step: Step) -> bool:
     """Whether a step runs data through the model beside training: ranges of activations, means, outputs."""
     if isinstance(step, Quantize):
         return step.activations == "static" or step.correct_bias or step.rounding == "learned"
-    return isinstance(step, Smooth) or (isinstance(step, Fold) and step.reestimate > 0)
+    return isinstance(step, Smooth) or (isinstance(step, Fold | Shrink) and step.reestimate > 0)
 
 
 def _run_steps(recipe: Recipe, store: StageStore, context: Context) -> Collected:

@@ -12,9 +12,10 @@ from tersor.pipeline.context import Context, train_
 from tersor.pipeline.fold import fold, smooth
 from tersor.pipeline.integer import quantize
 from tersor.pipeline.prune import prune
+from tersor.pipeline.shrink import shrink
 from tersor.pipeline.work import Work
 from tersor.result import Touched
-from tersor.spec import Cluster, Code, Fold, Prune, Quantize, Smooth, Step, Train
+from tersor.spec import Cluster, Code, Fold, Prune, Quantize, Shrink, Smooth, Step, Train
 
 
 def apply_step(work: Work, step: Step, context: Context) -> list[Touched]:
@@ -27,6 +28,9 @@ def without_training(step: Step) -> Step:
     """The same step with its training taken out: what a dry run can know."""
     if isinstance(step, Prune):
         return replace(step, train=None, schedule="one-shot")
+    if isinstance(step, Shrink):
+        importance = "l2" if step.importance in ("taylor", "fisher") else step.importance
+        return replace(step, train=None, reestimate=0, importance=importance)
     if isinstance(step, Cluster):
         rules = tuple(
             replace(rule, override={key: one for key, one in rule.override.items() if key != "importance"})
@@ -52,6 +56,7 @@ def _code(work: Work, step: Code, context: Context) -> list[Touched]:
 
 _APPLY: Mapping[type[Step], Callable[[Work, Any, Context], list[Touched]]] = {
     Prune: prune,
+    Shrink: shrink,
     Cluster: cluster,
     Fold: fold,
     Smooth: smooth,

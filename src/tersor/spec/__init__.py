@@ -13,11 +13,13 @@ from tersor.spec.pruning import AMOUNTS, Prune
 from tersor.spec.quantizing import Fold, Quantize, Smooth
 from tersor.spec.recipe import FAMILIES, STEPS, Code, Recipe, Speed, Step, StepT, replace_fields
 from tersor.spec.rule import Rule
+from tersor.spec.shrinking import SHRINK_AMOUNTS, Shrink
 from tersor.spec.training import Train
 
 __all__ = [
     "AMOUNTS",
     "FAMILIES",
+    "SHRINK_AMOUNTS",
     "STEPS",
     "Cluster",
     "Code",
@@ -27,6 +29,7 @@ __all__ = [
     "Quantize",
     "Recipe",
     "Rule",
+    "Shrink",
     "Smooth",
     "Speed",
     "Step",
