@@ -135,9 +135,9 @@ def test_a_file_is_read(tmp_path):
 
 PRESETS = {
     "cluster", "cluster-int8", "cluster-tune", "deep-compression", "entropy", "int4-weights", "int8",
-    "int8-dynamic", "int8-qat", "int8-transformer", "prune-cluster-int8",
+    "int8-dynamic", "int8-qat", "int8-transformer", "prune-cluster-int8", "prune-structured",
 }  # fmt: skip
-TRAINED = {"cluster-tune", "deep-compression", "int8-qat", "prune-cluster-int8"}
+TRAINED = {"cluster-tune", "deep-compression", "int8-qat", "prune-cluster-int8", "prune-structured"}
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
