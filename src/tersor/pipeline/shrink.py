@@ -145,7 +145,14 @@ def _removed(
             raise TargetError(f"{group.layers[0]} has no norm whose scale could rank its channels: take "
                               "another importance, or skip it")  # fmt: skip
         ranked.append(rank(coupling, group, resolved, importance))
-    return choose(coupling, ranked)
+    removed = choose(coupling, ranked)
+    if not len(removed) and step.threshold is None:
+        least = min(len(one.units) for one in ranked)
+        raise TargetError(
+            f"{step.amount} {getattr(step, step.amount)} removes nothing: layers have from {least} units on, "
+            f"and keep a multiple of {step.round_to} channels"
+        )
+    return removed
 
 
 def _add_to_bias(work: Work, coupling: Coupling, path: str, gain: Tensor) -> None:
