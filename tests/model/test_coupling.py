@@ -9,7 +9,7 @@ from torch import nn
 from tersor.errors import TaskError
 from tersor.model.coupling import couple
 from tersor.model.inputs import Inputs
-from tersor.model.shrink import groups_of
+from tersor.model.shrink import check_same, groups_of, masked, remove, shrunk
 from tersor.model.units import Units
 
 
@@ -108,6 +108,46 @@ def test_what_cannot_be_followed_keeps_the_channels_and_says_why(operation, reas
 
     (group,) = groups_of(coupled(Net(), torch.randn(2, 1, 4, 4)))
     assert reason in group.reason and not len(group.units)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda x: F.pad(x, (1, 1, 1, 1)),
+        lambda x: F.pad(x, (1, 0, 0, 2), value=3.0),
+        lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
+        lambda x: F.interpolate(x, scale_factor=2),
+        lambda x: F.avg_pool2d(x, 2),
+        lambda x: x[:, :, 1:, ::2],
+        lambda x: x.clamp(min=0.5),
+        lambda x: (x + 1) * 2 - x.amax((2, 3), keepdim=True),
+        lambda x: torch.where(x > 0, x, torch.zeros(())),
+        lambda x: x.flatten(2).transpose(1, 2).unflatten(1, (4, 4)).permute(0, 3, 1, 2),
+        lambda x: torch.stack((x, x.flip(3)), 2).flatten(2, 3),
+        lambda x: F.pixel_shuffle(
+            x.repeat(1, 4, 1, 1).unflatten(1, (4, -1)).transpose(1, 2).flatten(1, 2), 2
+        ),
+    ],
+)
+def test_what_happens_inside_a_channel_lets_it_go(operation):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 8, 3)
+            self.next = nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            return self.next(operation(F.relu(self.conv(x))))
+
+    torch.manual_seed(0)
+    model, x = Net().eval(), torch.randn(2, 1, 4, 4)
+    model.conv.padding = (1, 1)
+    found = coupled(model, x)
+    group = groups_of(found)[0]
+    assert len(group.units) == 8 and not group.reason
+    removal = remove(found, group.units[[0, 3, 4]])
+    inputs = Inputs((x,), {}, ((0,),), ((),))
+    assert check_same(masked(model, removal), shrunk(model, removal), inputs) < 1e-5
 
 
 def test_a_sum_over_channels_lets_them_go():

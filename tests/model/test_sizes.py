@@ -88,7 +88,7 @@ def test_heads_and_their_width_together():
         ("conv", "heads", 1, "no number of heads"),
         ("grouped", "outputs", 5, "in 2 groups"),
         ("grouped", "inputs", 3, "in 2 groups"),
-        ("deep", "outputs", 4, "in 4 groups"),
+        ("deep", "outputs", 6, "in 4 groups"),
         ("deep", "groups", 5, "it makes 8 channels"),
         ("group", "groups", 4, "it has 6 channels"),
         ("group", "outputs", 3, "only convolutions"),

@@ -39,6 +39,8 @@ for name in narrow_nets.NETS:
         torch.save(model(narrow_nets.inputs_of(name)), f"{sys.argv[1]}/{name}.pt")
 """
 
+INTEGERS = Quantize(bits=4, activations="none")
+
 
 def task_of(name):
     build, draw = narrow_nets.NETS[name]
@@ -140,7 +142,8 @@ def test_sparse_and_structured_in_one_recipe(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "before", [Prune(fraction=0.5), Cluster(bits=3, keep_zero=True), Cluster(bits=3, granularity="channel")]
+    "before",
+    [Prune(fraction=0.5), Cluster(bits=3, keep_zero=True), Cluster(bits=3, granularity="channel"), INTEGERS],
 )
 def test_masks_and_codes_are_sliced(before):
     task = small_task()
@@ -150,6 +153,24 @@ def test_masks_and_codes_are_sliced(before):
     rows = {tuple(row.flatten().tolist()) for row in whole.hidden.weight.reshape(16, 4, 16).permute(1, 0, 2)}
     assert model.conv.weight.shape[0] == 2 and model.hidden.weight.shape == (8, 32)
     assert set(model.hidden.weight.unique().tolist()) <= set(whole.hidden.weight.unique().tolist()) and rows
+
+
+@pytest.mark.parametrize("name", ["grouped", "transformer", "separable"])
+def test_step_by_step(name):
+    task = task_of(name)
+    once = Shrink(fraction=0.4)
+    result = run(task, once, Shrink(name="again", fraction=0.4))
+    sizes = [sum(sum(row.shape) for row in one.layers) for one in (run(task, once), result)]
+    assert sizes[1] < sizes[0]
+    tersor.export_model(task, result.path, result.path.with_suffix(".onnx"))
+
+
+def test_a_bias_that_is_held_keeps_a_constant_before_it():
+    task = small_task()
+    task.weights["hidden.weight"][2] = 0
+    task.weights["hidden.bias"][2] = 1.5
+    result = run(task, Cluster(bits=8, biases=True), Shrink(dead=True))
+    assert loaded(result, task).hidden.out_features == 16
 
 
 def test_integers_follow_a_smaller_model():

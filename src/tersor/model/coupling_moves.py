@@ -41,7 +41,8 @@ def channelwise(coupling: Coupling, node: fx.Node, values: Values) -> Any:
 def same(coupling: Coupling, node: fx.Node, values: Values) -> Any:
     """A function of each element that keeps a zero."""
     x = value_of(node, values, 0)
-    bounds = [one for one in arguments(node)[1:3] if isinstance(one, int | float)]
+    given = (*arguments(node)[1:3], *node.kwargs.values())
+    bounds = [one for one in given if isinstance(one, int | float)]
     holds_zero = op_name(node) not in ("clamp", "hardtanh") or not bounds or bounds[0] <= 0 <= max(bounds)
     return Value(x.labels, x.zero and holds_zero)
 
@@ -96,6 +97,20 @@ def move(coupling: Coupling, node: fx.Node, values: Values) -> Any:
     return Value(tidy(labels), all(one.zero for one in read))
 
 
+def pad(coupling: Coupling, node: fx.Node, values: Values) -> Any:
+    """Borders of a channel are its own; channels that are put beside others belong to no unit."""
+    x, pads = value_of(node, values, 0), arguments(node)[1]
+    mode, filled = [*arguments(node)[2:], *node.kwargs.values(), "constant", 0][:2]
+    padded = {x.labels.ndim - 1 - at // 2 for at, size in enumerate(pads) if size}
+    along = set(varying(x.labels))
+    if not padded & along:
+        lead = x.labels[tuple(slice(0, 1) if dim in padded else slice(None) for dim in range(x.labels.ndim))]
+        return Value(lead.expand(shape_of(node)), x.zero and not (mode == "constant" and filled))
+    if mode != "constant":
+        return keep(coupling, node, values)
+    return move(coupling, node, values)
+
+
 def reshape(coupling: Coupling, node: fx.Node, values: Values) -> Any:
     """A view; where it splits channels, heads (or the last part) are what goes together."""
     x = value_of(node, values, 0)
@@ -142,7 +157,9 @@ def cut(coupling: Coupling, node: fx.Node, values: Values) -> Any:
     x = value_of(node, values, 0)
     dims = arguments(node)[1] if len(arguments(node)) > 1 else 0
     if op_name(node) in ("roll", "flip"):
-        dims = arguments(node)[-1]
+        dims = arguments(node)[-1] if op_name(node) == "flip" or len(arguments(node)) > 2 else []
+    if not dims and op_name(node) == "roll":
+        return keep(coupling, node, values)
     cut = {int(one) % x.labels.ndim for one in ([dims] if isinstance(dims, int) else dims)}
     labels = execute(node, values)
     whole = labels.shape == x.labels.shape and op_name(node) == "slice"

@@ -79,7 +79,7 @@ def execute(node: fx.Node, values: Values) -> Any:
     args = fx.map_arg(node.args, labels_of)
     kwargs = dict(fx.map_arg(node.kwargs, labels_of))
     kwargs.pop("memory_format", None)
-    if op_name(node) == "pad":  # whatever is padded with belongs to no unit
+    if op_name(node) == "pad":  # with 0, the label of what belongs to no unit
         args, kwargs = args[:2], {}
     assert callable(node.target)
     return node.target(*args, **kwargs)

@@ -14,8 +14,8 @@ from tersor.model.coupling_nodes import Rule, Values, arguments, inputs_of, keep
 
 _MOVES = (
     "flatten", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "contiguous", "clone",
-    "detach", "alias", "movedim", "swapaxes", "repeat", "cat", "concat", "stack", "pixel_shuffle", "pad",
-    "constant_pad_nd", "repeat_interleave",
+    "detach", "alias", "movedim", "swapaxes", "repeat", "cat", "concat", "stack", "pixel_shuffle",
+    "repeat_interleave",
 )  # fmt: skip
 _RESHAPES = ("view", "reshape", "_unsafe_view", "flatten", "unflatten")
 _PARTS = ("chunk", "split", "split_with_sizes", "unbind", "tensor_split")
@@ -81,5 +81,6 @@ _RULES: Mapping[str, Rule] = {
     "group_norm": layers.group_norm,
     "layer_norm": layers.layer_norm,
     "prelu": layers.prelu,
+    "pad": moves.pad,
     "scaled_dot_product_attention": layers.attention,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -28,12 +28,15 @@ class Dead:
     biases: Mapping[str, Tensor]
 
 
-def dead_units(plain: nn.Module, coupling: Coupling, groups: list[Group], inputs: Inputs) -> Dead:
+def dead_units(
+    plain: nn.Module, coupling: Coupling, groups: list[Group], inputs: Inputs, held: Collection[str] = ()
+) -> Dead:
     """The dead units of a bare model.
 
     A unit is dead if all weights that read it are zero; or if all weights that make it are, and what each
     reader sees of it is one number everywhere, which its bias can take. A number other than zero is none at
-    the borders of a padded convolution: there the unit stays.
+    the borders of a padded convolution: there the unit stays, and so it does before a layer of the paths
+    ``held``, whose biases are fixed.
     """
     weights = {name: one.detach() for name, one in plain.named_parameters()}
     candidates = torch.cat([torch.zeros(0, dtype=torch.int64), *(one.units for one in groups)])
@@ -44,7 +47,7 @@ def dead_units(plain: nn.Module, coupling: Coupling, groups: list[Group], inputs
     biases: dict[str, Tensor] = {}
     for label in candidates[silent & ~unread].tolist():
         gains = _gains(coupling, weights, constant, label)
-        if gains is None:
+        if gains is None or set(gains) & set(held):
             continue
         labels.append(label)
         for path, gain in gains.items():

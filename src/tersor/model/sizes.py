@@ -48,7 +48,7 @@ def head_count(module: nn.Module) -> int | None:
 def _outputs(module: nn.Module, value: int) -> str:
     transposed = isinstance(module, _ConvTransposeNd)
     if isinstance(module, _ConvNd):
-        if (transposed and module.groups > 1) or is_depthwise(module) or value % module.groups:
+        if (transposed and module.groups > 1) or value % module.groups:
             return f"its channels are in {module.groups} groups"
         return _resize_(module, "out_channels", value, {"weight": int(transposed), "bias": 0}, "makes")
     if isinstance(module, nn.Linear):
@@ -69,7 +69,7 @@ def _inputs(module: nn.Module, value: int) -> str:
     if not isinstance(module, _ConvNd):
         return "only convolutions and linear layers read fewer channels"
     transposed = isinstance(module, _ConvTransposeNd)
-    if (transposed and module.groups > 1) or is_depthwise(module) or value % module.groups:
+    if (transposed and module.groups > 1) or value % module.groups:
         return f"its channels are in {module.groups} groups"
     axis = 0 if transposed else 1
     return _resize_(module, "in_channels", value, {"weight": axis}, "reads", module.groups)

@@ -129,7 +129,9 @@ def _removed(
     if step.dead:
         plain = deepcopy(work.model)
         bake_(plain)
-        dead = dead_units(plain, coupling, [group for group, _ in chosen], inputs)
+        found = storages(work.model)
+        held = [one.sites[0].path for one in found if one.kind == "bias" and one.parametrization is not None]
+        dead = dead_units(plain, coupling, [group for group, _ in chosen], inputs, held)
         for path, gain in dead.biases.items():
             _add_to_bias(work, coupling, path, gain)
         _check_dead(work, plain, coupling, dead.labels, inputs)
