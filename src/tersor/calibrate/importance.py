@@ -46,7 +46,7 @@ def unit_importance(
         return torch.rand(size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     plain = deepcopy(model).to(device)
     bake_(plain)
-    weights = {name: one.detach().double().cpu() for name, one in plain.named_parameters()}
+    weights = {name: one.detach().cpu().double() for name, one in plain.named_parameters()}
     _check_finite(weights, {name for name, _ in coupling.axes})
     if kind in ("l1", "l2"):
         matrices = {name: one for name, one in weights.items() if one.ndim > 1}
@@ -108,7 +108,7 @@ def _gradients(
         with code_of_the_task(f"task {task.name!r}: loss"):
             loss = task.loss(task.forward(plain, moved), moved)
         found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-        yield {name: one.double().cpu() for name, one in zip(weights, found, strict=True) if one is not None}
+        yield {name: one.cpu().double() for name, one in zip(weights, found, strict=True) if one is not None}
         seen = True
     if not seen:
         raise TaskError(f"task {task.name!r}: the training loader is empty")

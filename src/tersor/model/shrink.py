@@ -89,12 +89,9 @@ def macs(coupling: Coupling, removed: Tensor) -> float:
 
     removed -- the labels of the units that are gone.
     """
-    find = coupling.units.find
+    stays = coupling.units.staying(removed)
     return float(
-        sum(
-            call.cost * prod(int((~torch.isin(find(side), removed)).sum()) for side in call.sides)
-            for call in coupling.calls
-        )
+        sum(call.cost * prod(int(stays[side].sum()) for side in call.sides) for call in coupling.calls)
     )
 
 

@@ -36,16 +36,25 @@ class Units:
     def join(self, first: Tensor, second: Tensor) -> None:
         """Make one unit of each pair of labels, of equal shape; pairs with a 0 are left alone."""
         a, b = self.find(first).reshape(-1), self.find(second).reshape(-1)
-        differ = (a != b) & (a != 0) & (b != 0)
-        pairs = torch.unique(torch.stack((a[differ], b[differ])), dim=1)
-        for one, other in pairs.T.tolist():
-            kept, gone = sorted((int(self._parents[one]), int(self._parents[other])))
-            if kept == gone:
-                continue
-            self._parents[self._parents == gone] = kept
-            reason = self._reasons.pop(gone, "")
-            if reason:
-                self._reasons.setdefault(kept, reason)
+        while True:
+            differ = (a != b) & (a != 0) & (b != 0)
+            if not bool(differ.any()):
+                break
+            a, b = a[differ], b[differ]
+            self._parents.scatter_reduce_(0, torch.maximum(a, b), torch.minimum(a, b), "amin")
+            while not torch.equal(self._parents, above := self._parents[self._parents]):
+                self._parents = above
+            a, b = self.find(a), self.find(b)
+        for label in list(self._reasons):
+            kept = int(self._parents[label])
+            if kept != label:
+                self._reasons.setdefault(kept, self._reasons.pop(label))
+
+    def staying(self, removed: Tensor) -> Tensor:
+        """For each label whether it stays when the units of ``removed`` go."""
+        gone = torch.zeros(len(self._parents), dtype=torch.bool)
+        gone[self.find(removed)] = True
+        return ~gone[self._parents]
 
     def fix(self, labels: Tensor, reason: str) -> None:
         """Keep these units, and say why; the first reason stays."""

@@ -205,6 +205,9 @@ def _report(coupling: Coupling, chosen: Chosen, skipped: Skipped, removed: Tenso
             others = len(group.layers) - 1
             if others:
                 detail += f", with {others} other layer{'s' * (others > 1)}"
+            stay = [why for one in coupling.axes[name, axis].tolist() if (why := coupling.units.reason(one))]
+            if stay:
+                detail += f", {len(stay)} of them kept: {stay[0]}"
             if before == after and not step.dead and step.round_to > 1:
                 detail += f" (rounded to {step.round_to})"
             rows.append(Touched(name, True, detail))
