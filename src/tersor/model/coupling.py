@@ -146,7 +146,7 @@ def couple(model: nn.Module, inputs: Inputs) -> Coupling:
     """
     from tersor.model.coupling_rules import label
 
-    small, samples = _few_samples(inputs)
+    small, samples = few_samples(inputs)
     traced = trace(model, small)
     coupling = Coupling(model, traced, samples=samples)
     values: dict[str, Any] = {}
@@ -158,6 +158,17 @@ def couple(model: nn.Module, inputs: Inputs) -> Coupling:
         else:
             values[node.name] = label(coupling, node, values)
     return coupling
+
+
+def few_samples(inputs: Inputs) -> tuple[Inputs, int]:
+    """(two of the samples, their sizes fixed; how many there are): enough to tell a batch from a channel."""
+    leaves, spec = pytree.tree_flatten((inputs.args, inputs.kwargs))
+    batches = [leaf for leaf, dims in zip(leaves, inputs.dynamic, strict=True) if 0 in dims]
+    samples = min([2, *(len(leaf) for leaf in batches)]) if batches else 1
+    small = [leaf[:samples] if 0 in dims else leaf for leaf, dims in zip(leaves, inputs.dynamic, strict=True)]
+    args, kwargs = pytree.tree_unflatten(small, spec)
+    fixed = tuple(() for _ in leaves)
+    return replace(inputs, args=args, kwargs=kwargs, dynamic=fixed, differed=fixed), samples
 
 
 def nothing(node: fx.Node) -> Any:
@@ -185,14 +196,3 @@ def _blank(value: object) -> Value:
 
 def _values(value: Any) -> list[Value]:
     return value if isinstance(value, list) else [value]
-
-
-def _few_samples(inputs: Inputs) -> tuple[Inputs, int]:
-    """Two samples of fixed size: enough to tell a batch from a channel."""
-    leaves, spec = pytree.tree_flatten((inputs.args, inputs.kwargs))
-    batches = [leaf for leaf, dims in zip(leaves, inputs.dynamic, strict=True) if 0 in dims]
-    samples = min([2, *(len(leaf) for leaf in batches)]) if batches else 1
-    small = [leaf[:samples] if 0 in dims else leaf for leaf, dims in zip(leaves, inputs.dynamic, strict=True)]
-    args, kwargs = pytree.tree_unflatten(small, spec)
-    fixed = tuple(() for _ in leaves)
-    return replace(inputs, args=args, kwargs=kwargs, dynamic=fixed, differed=fixed), samples

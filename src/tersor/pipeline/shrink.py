@@ -12,7 +12,7 @@ from tersor.calibrate.importance import unit_importance
 from tersor.calibrate.norms import reestimate_norms_
 from tersor.errors import TargetError, TaskError, VerificationError, in_context
 from tersor.model.attach import attach_collected_, bake_
-from tersor.model.coupling import Coupling, couple
+from tersor.model.coupling import Coupling, couple, few_samples
 from tersor.model.dead import dead_units
 from tersor.model.inputs import Inputs, model_inputs
 from tersor.model.parametrization import SharedWeight
@@ -50,7 +50,7 @@ def shrink(work: Work, step: Shrink, context: Context) -> list[Touched]:
             ) from error
         rows = mask_rows(work, step, selected, context.seed)
     else:
-        groups = protect(work.model, coupling, groups_of(coupling), inputs)
+        groups = protect(work.model, coupling, groups_of(coupling), few_samples(inputs)[0])
         chosen, skipped = _resolve(coupling, groups, selected, step)
         removed = _removed(work, coupling, chosen, inputs, step, context)
         rows = _report(coupling, chosen, skipped, removed)
