@@ -106,7 +106,8 @@ def remove(coupling: Coupling, removed: Tensor) -> Removal:
     for name, axes in kept.items():
         for site in coupling.storages[name].sites:
             for axis, index in axes.items():
-                word, value = _change(coupling, site.module, site.path, axis, len(index))
+                matrix = len(coupling.storages[name].shape) > 1
+                word, value = _change(site.module, axis if matrix else None, len(index))
                 changes.setdefault((id(site.module), word), Change(site.path, word, value))
     for path, heads in coupling.heads.items():
         left = int((~torch.isin(coupling.units.find(heads), removed)).sum())
@@ -115,15 +116,16 @@ def remove(coupling: Coupling, removed: Tensor) -> Removal:
     return Removal(kept, tuple(changes.values()))
 
 
-def _change(coupling: Coupling, module: nn.Module, path: str, axis: int, left: int) -> tuple[str, int]:
+def _change(module: nn.Module, axis: int | None, left: int) -> tuple[str, int]:
+    """The word and the value that narrow a module along a dimension of its weight; None: of its bias."""
     if isinstance(module, nn.GroupNorm):
         return "groups", left * module.num_groups // module.num_channels
     if isinstance(module, _ConvNd):
         if is_depthwise(module):
             return "groups", left * module.groups // module.out_channels
-        made = axis == (1 if module.transposed else 0)
-        return ("outputs", left) if made or axis > 1 else ("inputs", left * module.groups)
-    made = axis == 1 if isinstance(module, nn.Embedding) else axis == 0
+        made = axis in (None, 1 if module.transposed else 0)
+        return ("outputs", left) if made else ("inputs", left * module.groups)
+    made = axis in (None, 1 if isinstance(module, nn.Embedding) else 0)
     return ("outputs" if made else "inputs"), left
 
 
