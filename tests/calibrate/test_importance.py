@@ -9,7 +9,7 @@ from torch import nn
 import tersor
 from tersor.calibrate.importance import unit_importance
 from tersor.errors import TaskError, TensorError
-from tersor.model.coupling import couple
+from tersor.model.coupling_rules import couple
 from tersor.model.inputs import model_inputs
 from tersor.model.restore import trained_model
 

@@ -7,7 +7,7 @@ from tests.narrow_nets import NETS, inputs_of, trained
 from torch import nn
 
 from tersor.errors import TaskError
-from tersor.model.coupling import couple
+from tersor.model.coupling_rules import couple
 from tersor.model.inputs import Inputs
 from tersor.model.shrink import check_same, groups_of, masked, remove, shrunk
 from tersor.model.units import Units

@@ -9,7 +9,7 @@ from torch import nn
 
 from tersor.errors import TensorError, VerificationError
 from tersor.model.attach import Collected, attach_mask, collect
-from tersor.model.coupling import couple
+from tersor.model.coupling_rules import couple
 from tersor.model.inputs import Inputs
 from tersor.model.restore import restore_
 from tersor.model.select import storages

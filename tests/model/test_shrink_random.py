@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tersor.model.coupling import couple
+from tersor.model.coupling_rules import couple
 from tersor.model.inputs import Inputs
 from tersor.model.shrink import check_same, groups_of, macs, masked, protect, remove, shrunk
 

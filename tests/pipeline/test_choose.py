@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tersor import Shrink, TargetError
-from tersor.model.coupling import couple
+from tersor.model.coupling_rules import couple
 from tersor.model.inputs import Inputs
 from tersor.model.shrink import groups_of, macs
 from tersor.pipeline.choose import choose, left_of, rank

@@ -12,16 +12,14 @@ The units are those of the dependency graph of Fang et al. 2023 (DepGraph), sect
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
-from tersor.model.inputs import Inputs
 from tersor.model.storage import Storage, state
-from tersor.model.trace import Traced, trace
+from tersor.model.trace import Traced
 from tersor.model.units import Units, varying
 
 Axis = tuple[str, int]
@@ -139,38 +137,6 @@ class Coupling:
         return torch.where(wide != 0, wide, found)
 
 
-def couple(model: nn.Module, inputs: Inputs) -> Coupling:
-    """The units of ``model``, from one call with its example inputs; what is attached counts as baked.
-
-    Raises :class:`TaskError` where :func:`torch.export.export` cannot follow the model, with the place.
-    """
-    from tersor.model.coupling_rules import label
-
-    small, samples = few_samples(inputs)
-    traced = trace(model, small)
-    coupling = Coupling(model, traced, samples=samples)
-    values: dict[str, Any] = {}
-    for node in traced.graph.nodes:
-        if node.op == "output":
-            for one in node.all_input_nodes:
-                for value in _values(values[one.name]):
-                    coupling.units.fix(value.labels, "output of the model")
-        else:
-            values[node.name] = label(coupling, node, values)
-    return coupling
-
-
-def few_samples(inputs: Inputs) -> tuple[Inputs, int]:
-    """(two of the samples, their sizes fixed; how many there are): enough to tell a batch from a channel."""
-    leaves, spec = pytree.tree_flatten((inputs.args, inputs.kwargs))
-    batches = [leaf for leaf, dims in zip(leaves, inputs.dynamic, strict=True) if 0 in dims]
-    samples = min([2, *(len(leaf) for leaf in batches)]) if batches else 1
-    small = [leaf[:samples] if 0 in dims else leaf for leaf, dims in zip(leaves, inputs.dynamic, strict=True)]
-    args, kwargs = pytree.tree_unflatten(small, spec)
-    fixed = tuple(() for _ in leaves)
-    return replace(inputs, args=args, kwargs=kwargs, dynamic=fixed, differed=fixed), samples
-
-
 def nothing(node: fx.Node) -> Any:
     """The value of what has no channels that could be removed."""
     value = node.meta.get("val")
@@ -192,7 +158,3 @@ def tidy(labels: Tensor) -> Tensor:
 def _blank(value: object) -> Value:
     shape = tuple(int(one) for one in value.shape) if isinstance(value, Tensor) else ()
     return Value(torch.zeros((), dtype=torch.int64).expand(shape))
-
-
-def _values(value: Any) -> list[Value]:
-    return value if isinstance(value, list) else [value]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from tersor.model import coupling_layers as layers
 from tersor.model import coupling_moves as moves
-from tersor.model.coupling import Coupling, nothing
+from tersor.model.coupling import Coupling, Value, nothing
 from tersor.model.coupling_nodes import Rule, Values, arguments, inputs_of, keep, op_name
+from tersor.model.inputs import Inputs
+from tersor.model.trace import trace
 
 _MOVES = (
     "flatten", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "contiguous", "clone",
@@ -38,6 +42,36 @@ _CONVS = ("conv1d", "conv2d", "conv3d")
 _TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 
 
+def couple(model: nn.Module, inputs: Inputs) -> Coupling:
+    """The units of ``model``, from one call with its example inputs; what is attached counts as baked.
+
+    Raises :class:`TaskError` where :func:`torch.export.export` cannot follow the model, with the place.
+    """
+    small, samples = few_samples(inputs)
+    traced = trace(model, small)
+    coupling = Coupling(model, traced, samples=samples)
+    values: dict[str, Any] = {}
+    for node in traced.graph.nodes:
+        if node.op == "output":
+            for one in node.all_input_nodes:
+                for value in _as_list(values[one.name]):
+                    coupling.units.fix(value.labels, "output of the model")
+        else:
+            values[node.name] = label(coupling, node, values)
+    return coupling
+
+
+def few_samples(inputs: Inputs) -> tuple[Inputs, int]:
+    """(two of the samples, their sizes fixed; how many there are): enough to tell a batch from a channel."""
+    leaves, spec = pytree.tree_flatten((inputs.args, inputs.kwargs))
+    batches = [leaf for leaf, dims in zip(leaves, inputs.dynamic, strict=True) if 0 in dims]
+    samples = min([2, *(len(leaf) for leaf in batches)]) if batches else 1
+    small = [leaf[:samples] if 0 in dims else leaf for leaf, dims in zip(leaves, inputs.dynamic, strict=True)]
+    args, kwargs = pytree.tree_unflatten(small, spec)
+    fixed = tuple(() for _ in leaves)
+    return replace(inputs, args=args, kwargs=kwargs, dynamic=fixed, differed=fixed), samples
+
+
 def label(coupling: Coupling, node: fx.Node, values: Values) -> Any:
     """The value of a node in labels: one :class:`Value`, or a list where the node makes several."""
     if node.op != "call_function":
@@ -50,6 +84,10 @@ def label(coupling: Coupling, node: fx.Node, values: Values) -> Any:
     if rule not in _LAYERS and not any(bool(one.labels.any()) for one in inputs_of(node, values)):
         return nothing(node)
     return rule(coupling, node, values)
+
+
+def _as_list(value: Any) -> list[Value]:
+    return value if isinstance(value, list) else [value]
 
 
 _LAYERS: tuple[Rule, ...] = (

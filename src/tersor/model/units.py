@@ -82,12 +82,3 @@ def varying(labels: Tensor) -> tuple[int, ...]:
         and labels.stride(dim) != 0
         and bool((labels != labels.narrow(dim, 0, 1)).any())
     )
-
-
-def compact(labels: Tensor) -> Tensor:
-    """Labels without the repetitions along dimensions in which they do not differ: size 1 there."""
-    along = varying(labels)
-    for dim in range(labels.ndim):
-        if dim not in along and labels.shape[dim] > 1:
-            labels = labels.narrow(dim, 0, 1)
-    return labels

@@ -12,7 +12,8 @@ from tersor.calibrate.importance import unit_importance
 from tersor.calibrate.norms import reestimate_norms_
 from tersor.errors import TargetError, TaskError, VerificationError, in_context
 from tersor.model.attach import attach_collected_, bake_
-from tersor.model.coupling import Coupling, couple, few_samples
+from tersor.model.coupling import Coupling
+from tersor.model.coupling_rules import couple, few_samples
 from tersor.model.dead import dead_units
 from tersor.model.inputs import Inputs, model_inputs
 from tersor.model.parametrization import SharedWeight
