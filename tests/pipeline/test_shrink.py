@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests import narrow_nets
-from tests.nets import images, make_task, small_task
+from tests.nets import images, make_task, small_task, words_task
 from torch import nn
 
 import tersor
@@ -153,6 +153,15 @@ def test_masks_and_codes_are_sliced(before):
     rows = {tuple(row.flatten().tolist()) for row in whole.hidden.weight.reshape(16, 4, 16).permute(1, 0, 2)}
     assert model.conv.weight.shape[0] == 2 and model.hidden.weight.shape == (8, 32)
     assert set(model.hidden.weight.unique().tolist()) <= set(whole.hidden.weight.unique().tolist()) and rows
+
+
+def test_tied_weights_stay_tied_and_what_is_not_understood_stays():
+    task = words_task()
+    result = run(task, Shrink(fraction=0.5))
+    model = loaded(result, task)
+    assert model.out.weight is model.embed.weight and model.up.out_features == 16
+    left = {one.name: one.detail for one in result.stages[0].touched if not one.applied}
+    assert "nn.MultiheadAttention" in left["embed.weight"] and "not known" in left["lstm.weight_ih_l0"]
 
 
 @pytest.mark.parametrize("name", ["grouped", "transformer", "separable"])

@@ -53,8 +53,8 @@ class Plan:
 def plan(task: Task, recipe: Recipe | str | Path = "deep-compression", *, seed: int = 0) -> Plan:
     """Check a recipe against a task and predict its file, without training and without a trace on disk.
 
-    Gradual pruning is foretold as one-shot, importance as equal. Raises what :func:`tersor.compress` would
-    raise before it trains.
+    Gradual pruning is foretold as one-shot, importance as equal (of channels: by the norm of their weights).
+    Raises what :func:`tersor.compress` would raise before it trains.
     """
     wanted = load_recipe(recipe)
     seed = check_seed(seed)

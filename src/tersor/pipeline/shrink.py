@@ -212,7 +212,10 @@ def _report(coupling: Coupling, chosen: Chosen, skipped: Skipped, removed: Tenso
             if before == after and not step.dead and step.round_to > 1:
                 detail += f" (rounded to {step.round_to})"
             rows.append(Touched(name, True, detail))
-    rows += [Touched(name, False, reason) for name, reason in skipped]
+    reasons: dict[str, dict[str, None]] = {}
+    for name, reason in skipped:  # a tied weight may make channels along both of its dimensions
+        reasons.setdefault(name, {})[reason] = None
+    rows += [Touched(name, False, "; ".join(some)) for name, some in reasons.items()]
     whole, left = macs(coupling, removed[:0]), macs(coupling, removed)
     share = f" ({left / whole:.1%})" if whole else ""
     return [*rows, Touched("multiply-accumulates", True, f"{whole:,.0f} -> {left:,.0f}{share}")]
