@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         Quantize,
         Recipe,
         Rule,
+        Shrink,
         Smooth,
         Train,
     )
@@ -70,6 +71,7 @@ _HOME = {
     "Recipe": "spec",
     "Rule": "spec",
     "Prune": "spec",
+    "Shrink": "spec",
     "Cluster": "spec",
     "Fold": "spec",
     "Smooth": "spec",
@@ -106,6 +108,7 @@ __all__ = [
     "Recipe",
     "Result",
     "Rule",
+    "Shrink",
     "Smooth",
     "SpecError",
     "TargetError",

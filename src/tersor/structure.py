@@ -16,6 +16,10 @@ ATTRIBUTES: Mapping[str, tuple[int, int]] = {
     "identity": (1, 1),  # the module is replaced by nn.Identity: a batch norm that was folded
     "bias": (1, (1 << 31) - 1),  # the module gains a bias of that many zeros, in the dtype of its weight
     "input_scale": (1, (1 << 31) - 1),  # a linear layer multiplies what it reads, feature by feature
+    "outputs": (1, (1 << 31) - 1),  # a layer makes, or a norm passes on, only that many channels
+    "inputs": (1, (1 << 31) - 1),  # a layer reads only that many channels
+    "groups": (1, (1 << 31) - 1),  # a depthwise convolution or a group norm has only that many groups
+    "heads": (1, (1 << 31) - 1),  # a module counts only that many attention heads
 }
 
 

@@ -128,3 +128,13 @@ def test_points_are_small():
     """A residual net of 50 points takes under 20 bytes for each."""
     points = [QuantPoint(f"layer{at // 10}.{at % 10}.conv1", "conv", 0, scale=0.5) for at in range(50)]
     assert len(encode_points(points)) < 20 * len(points)
+
+
+def test_the_numbers_of_the_words_stay():
+    words = ("identity", "bias", "input_scale", "outputs", "inputs", "groups", "heads")
+    assert tuple(ATTRIBUTES)[: len(words)] == words
+    data = encode_changes([Change("a", "outputs", 200), Change("a", "inputs", 3), Change("a.b", "heads", 4)])
+    assert data.hex(" ") == "03 00 01 61 03 c8 01 01 00 04 03 01 02 2e 62 06 04"
+    for word in words[3:]:
+        with pytest.raises(SpecError, match=f"{word} is 0"):
+            Change("a", word, 0)

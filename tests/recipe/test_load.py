@@ -136,11 +136,11 @@ def test_a_file_is_read(tmp_path):
 PRESETS = {
     "cluster", "cluster-int8", "cluster-tune", "deep-compression", "distill", "entropy", "int4-weights",
     "int8", "int8-dynamic", "int8-qat", "int8-transformer", "prune-cluster-int8", "prune-distill-cluster",
-    "prune-iterative",
+    "prune-iterative", "prune-structured",
 }  # fmt: skip
 TRAINED = {
     "cluster-tune", "deep-compression", "distill", "int8-qat", "prune-cluster-int8", "prune-distill-cluster",
-    "prune-iterative",
+    "prune-iterative", "prune-structured",
 }  # fmt: skip
 
 

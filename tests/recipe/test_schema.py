@@ -63,6 +63,18 @@ prunes = st.builds(
     schedule=st.sampled_from(["one-shot", "gradual"]),
     train=trains,
 )
+shrinks = st.builds(
+    spec.Shrink,
+    name=names,
+    targets=patterns,
+    macs=st.floats(1e-9, 1, exclude_max=True),
+    rules=rules(count=st.integers(1, 10**9)),
+    scope=st.sampled_from(["layer", "global"]),
+    importance=st.sampled_from(["l2", "l1", "norm_scale", "taylor", "fisher", "random"]),
+    round_to=st.integers(1, 64),
+    reestimate=st.integers(0, 100),
+    train=st.none() | trains,
+)
 counted = st.builds(spec.Prune, name=names, count=st.integers(0, 10**30), train=st.none() | trains)
 rounds = st.builds(
     spec.Prune,
@@ -118,7 +130,10 @@ recipes = st.builds(
     name=st.text(max_size=20),
     description=st.text(max_size=40),
     steps=st.lists(
-        pruning | clusters | trains | codes, min_size=1, max_size=4, unique_by=lambda step: step.name
+        pruning | shrinks | clusters | trains | codes,
+        min_size=1,
+        max_size=4,
+        unique_by=lambda step: step.name,
     ).map(tuple),
 )
 
@@ -168,7 +183,7 @@ def cluster(**fields):
         ({"steps": []}, ["has no steps"]),
         ({"steps": ["code"]}, ["steps[0] = 'code'", "mapping"]),
         ({"steps": [{"prunr": {}}]}, ["steps[0].prunr", "'prune'"]),
-        ({"steps": [{"code": {}, "prune": {}}]}, ["steps[0] = ", "one of prune, cluster"]),
+        ({"steps": [{"code": {}, "prune": {}}]}, ["steps[0] = ", "one of prune, shrink, cluster"]),
         ({"steps": [{"code": {1: 2}}]}, ["steps[0].code = 1", "word"]),
         ({"steps": [{"code": {}}, {"code": {}}]}, ["two steps are named 'code'"]),
         ({"steps": [{"code": {"name": "a.b"}}]}, ["steps[0].code.name = 'a.b'", "--set"]),

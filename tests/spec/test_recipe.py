@@ -6,6 +6,7 @@ import pytest
 from tersor.errors import SpecError
 from tersor.spec import (
     AMOUNTS,
+    SHRINK_AMOUNTS,
     STEPS,
     Cluster,
     Code,
@@ -16,6 +17,7 @@ from tersor.spec import (
     Quantize,
     Recipe,
     Rule,
+    Shrink,
     Train,
     replace_fields,
 )
@@ -57,7 +59,7 @@ def test_what_is_no_number_is_told_where_it_is_given(spec, changes, message):
 
 @pytest.mark.parametrize("kind", STEPS.values())
 def test_numbers_of_the_right_kind_pass(kind):
-    given = {Prune: {"count": 10**400}, Cluster: {"rate": 1}}.get(kind, {})
+    given = {Prune: {"count": 10**400}, Shrink: {"count": 10**400}, Cluster: {"rate": 1}}.get(kind, {})
     assert kind(**given) == replace_fields(kind(**given), given)
     assert Prune(fraction=np.float64(0.5)) == Prune(fraction=0.5)
 
@@ -71,6 +73,13 @@ def test_steps_that_are_none(steps):
 
 def test_every_amount_is_a_field():
     assert set(AMOUNTS) <= {one.name for one in fields(Prune)}
+    assert set(SHRINK_AMOUNTS) <= {one.name for one in fields(Shrink)}
+
+
+def test_one_amount_takes_the_place_of_another():
+    assert replace_fields(Shrink(macs=0.5), {"fraction": 0.3}) == Shrink(fraction=0.3)
+    assert replace_fields(Shrink(count=3), {"macs": 0.3}) == Shrink(macs=0.3)
+    assert replace_fields(Prune(count=3), {"fraction": 0.3}) == Prune(fraction=0.3)
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from torch import nn
 from tersor.errors import TargetError, did_you_mean, in_context
 from tersor.model.storage import Storage, storages
 from tersor.patterns import matches
-from tersor.spec import Cluster, Prune, Quantize, Rule, Smooth, replace_fields
+from tersor.spec import Cluster, Prune, Quantize, Rule, Shrink, Smooth, replace_fields
 
 __all__ = ["Selected", "Storage", "select", "storages"]
 
-Targeted = Prune | Cluster | Smooth | Quantize
+Targeted = Prune | Shrink | Cluster | Smooth | Quantize
 COMPRESSIBLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 

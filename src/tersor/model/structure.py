@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from tersor.errors import VerificationError
+from tersor.model.sizes import SIZES, narrowed_
 from tersor.structure import Change
 
 INPUT_SCALE = "input_scale"
@@ -80,6 +81,13 @@ def _scale_input(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return (inputs[0] * layer.get_buffer(INPUT_SCALE), *inputs[1:])
 
 
+def _size(change: Change, modules: Mapping[str, nn.Module]) -> None:
+    module = modules[change.path]
+    reason = narrowed_(module, change.attribute, change.value)
+    if reason:
+        raise _misfit(change, module, reason)
+
+
 def _misfit(change: Change, module: nn.Module, reason: str) -> VerificationError:
     return VerificationError(
         f"the file changes {change.path or 'the model'!r} ({change.attribute} {change.value}), "
@@ -91,4 +99,5 @@ _APPLY: Mapping[str, Callable[[Change, Mapping[str, nn.Module]], None]] = {
     "identity": _identity,
     "bias": _bias,
     INPUT_SCALE: _input_scale,
+    **dict.fromkeys(SIZES, _size),
 }

@@ -53,8 +53,9 @@ class Plan:
 def plan(task: Task, recipe: Recipe | str | Path = "deep-compression", *, seed: int = 0) -> Plan:
     """Check a recipe against a task and predict its file, without training and without a trace on disk.
 
-    Pruning on a schedule or in rounds is foretold as one-shot, importance as equal, and where weights are
-    pruned by what data tell, as magnitude. Raises what :func:`tersor.compress` would raise before it trains.
+    Pruning on a schedule or in rounds is foretold as one-shot, importance as equal, and where weights or
+    channels go by what data tell, as by their magnitude. Raises what :func:`tersor.compress` would raise
+    before it trains.
     """
     wanted = load_recipe(recipe)
     seed = check_seed(seed)

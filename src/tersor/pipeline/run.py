@@ -40,6 +40,7 @@ from tersor.spec import (
     Prune,
     Quantize,
     Recipe,
+    Shrink,
     Smooth,
     Speed,
     Step,
@@ -133,7 +134,7 @@ def _compress(store: StageStore, recipe: Recipe, context: Context, asked_drop: f
 def check_task(task: Task, recipe: Recipe, device: str = "cpu") -> None:
     """Try the score on one batch, and see that what the recipe trains with is there, before any work."""
     check_is_task(task)
-    trains = [step for step in recipe.steps if isinstance(step, Train) or getattr(step, "train", None)]
+    trains = [step for step in recipe.steps if _looks_at_loss(step)]
     for name in ("loss", "train"):
         if trains and getattr(task, name) is None:
             raise TaskError(f"task {task.name!r} has no {name}, which step {trains[0].name!r} trains with")
@@ -163,6 +164,12 @@ def _check_pruning(task: Task, step: Step) -> None:
                         "max_drop: give it some, or leave max_drop out")  # fmt: skip
 
 
+def _looks_at_loss(step: Step) -> bool:
+    """Whether a step takes gradients of the loss on training data."""
+    ranks = isinstance(step, Shrink) and step.importance in ("taylor", "fisher")
+    return isinstance(step, Train) or getattr(step, "train", None) is not None or ranks
+
+
 def _looks_at_data(step: Step) -> bool:
     """Whether a step runs data through the model beside training: ranges of activations, means, outputs."""
     if isinstance(step, Quantize):
@@ -170,7 +177,7 @@ def _looks_at_data(step: Step) -> bool:
     if isinstance(step, Prune):
         asked = {step.importance, *(rule.override.get("importance") for rule in step.rules)}
         return bool(asked & set(FROM_OUTPUTS))
-    return isinstance(step, Smooth) or (isinstance(step, Fold) and step.reestimate > 0)
+    return isinstance(step, Smooth) or (isinstance(step, Fold | Shrink) and step.reestimate > 0)
 
 
 def _run_steps(recipe: Recipe, store: StageStore, context: Context) -> Collected:

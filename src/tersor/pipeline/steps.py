@@ -12,6 +12,7 @@ from tersor.pipeline.context import Context, train_
 from tersor.pipeline.fold import fold, smooth
 from tersor.pipeline.integer import quantize
 from tersor.pipeline.prune import prune
+from tersor.pipeline.shrink import shrink
 from tersor.pipeline.work import Work
 from tersor.result import Touched
 from tersor.spec import (
@@ -23,6 +24,7 @@ from tersor.spec import (
     Prune,
     Quantize,
     Rule,
+    Shrink,
     Smooth,
     Step,
     Train,
@@ -44,6 +46,9 @@ def without_training(step: Step) -> Step:
             regrow=0.0, regrow_every=100, rules=_without(step.rules, data),
             importance="magnitude" if step.importance in data else step.importance,
         )  # fmt: skip
+    if isinstance(step, Shrink):
+        importance = "l2" if step.importance in ("taylor", "fisher") else step.importance
+        return replace(step, train=None, reestimate=0, importance=importance)
     if isinstance(step, Cluster):
         return replace(step, train=None, importance="none", rules=_without(step.rules, ("none", "fisher")))
     if isinstance(step, Quantize):
@@ -74,6 +79,7 @@ def _code(work: Work, step: Code, context: Context) -> list[Touched]:
 
 _APPLY: Mapping[type[Step], Callable[[Work, Any, Context], list[Touched]]] = {
     Prune: prune,
+    Shrink: shrink,
     Cluster: cluster,
     Fold: fold,
     Smooth: smooth,

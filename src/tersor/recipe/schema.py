@@ -24,6 +24,7 @@ WHOLE_STEP = (
     "fisher_batches", "update", "reassign",
     "batches", "activations", "calibrator", "correct_bias", "learn_scales",
     "freeze_observers", "freeze_norms",
+    "macs", "dead", "round_to", "reestimate", "untraceable",
 )  # fmt: skip
 
 # Fields that have fields of their own.

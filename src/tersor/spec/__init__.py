@@ -13,6 +13,7 @@ from tersor.spec.pruning import AMOUNTS, FROM_GRADIENTS, FROM_OUTPUTS, WAYS, Imp
 from tersor.spec.quantizing import Fold, Quantize, Smooth
 from tersor.spec.recipe import FAMILIES, STEPS, Code, Recipe, Speed, Step, StepT, replace_fields
 from tersor.spec.rule import Rule
+from tersor.spec.shrinking import SHRINK_AMOUNTS, Shrink
 from tersor.spec.training import Distill, Match, Train
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "FAMILIES",
     "FROM_GRADIENTS",
     "FROM_OUTPUTS",
+    "SHRINK_AMOUNTS",
     "STEPS",
     "WAYS",
     "Cluster",
@@ -33,6 +35,7 @@ __all__ = [
     "Quantize",
     "Recipe",
     "Rule",
+    "Shrink",
     "Smooth",
     "Speed",
     "Step",

@@ -11,10 +11,11 @@ from tersor.errors import SpecError, did_you_mean
 from tersor.spec.clustering import Cluster
 from tersor.spec.pruning import WAYS, Prune
 from tersor.spec.quantizing import Fold, Quantize, Smooth
+from tersor.spec.shrinking import SHRINK_AMOUNTS, Shrink
 from tersor.spec.training import Train
 
 # Fields that say one thing in several ways: giving one of a family takes the others away.
-FAMILIES = (WAYS, ("bits", "clusters"))
+FAMILIES = (WAYS, SHRINK_AMOUNTS, ("bits", "clusters"))
 
 Speed = Literal["fast", "balanced", "small"]
 
@@ -31,10 +32,10 @@ class Code:
         one_of(self, "speed", ("fast", "balanced", "small"))
 
 
-Step = Prune | Cluster | Fold | Smooth | Quantize | Train | Code
+Step = Prune | Shrink | Cluster | Fold | Smooth | Quantize | Train | Code
 StepT = TypeVar("StepT", bound=Step)
 STEPS: Mapping[str, type[Step]] = {
-    kind.kind: kind for kind in (Prune, Cluster, Fold, Smooth, Quantize, Train, Code)
+    kind.kind: kind for kind in (Prune, Shrink, Cluster, Fold, Smooth, Quantize, Train, Code)
 }
 
 
