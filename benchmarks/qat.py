@@ -27,7 +27,7 @@ END_BITS = 8
 SOFT_TARGETS = Distill(temperature=4.0, soft=0.9, hard=0.1)
 TRAINING = {
     ("lenet5_caffe", "qat"): Train(epochs=4, lr=5e-4, warmup=0.05, teacher="none"),
-    ("resnet20", "qat"): Train(epochs=3, lr=3e-4, warmup=0.05, teacher="none"),
+    ("resnet20", "qat"): Train(epochs=2, lr=3e-4, warmup=0.05, teacher="none"),
     ("resnet20", "taught"): Train(epochs=8, lr=3e-4, warmup=0.05, distill=SOFT_TARGETS),
 }
 
