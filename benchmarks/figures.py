@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import figures_pruning
+from benchmarks.markdown import table, unfinished
+
 RESULTS = Path(__file__).parent / "results"
 QAT_WORDS = {"ptq": "calibrated", "qat": "trained", "taught": "trained by the float net"}
 STAGES = ("pruned", "clustered", "coded")
@@ -35,6 +38,8 @@ def page() -> str:
         "integer-calibrators": calibrators,
         "litert": litert,
         "qat": qat,
+        "pruning": figures_pruning.curves,
+        "structured": figures_pruning.shrunk,
         "gradients": plain,
         "resnet20": plain,
         "baselines": plain,
@@ -248,13 +253,8 @@ def calibrators(stored: Row) -> list[str]:
     return [
         "Test error in percent, weights in 8 bits; bold: the least validation error.",
         table(["net", "data", "activation bits", "floats", *names], lines),
-        *_unfinished(stored),
+        *unfinished(stored),
     ]
-
-
-def _unfinished(stored: Row) -> list[str]:
-    left = stored.get("unfinished")
-    return [f"Not run yet: {'; '.join(left)}."] if left else []
 
 
 def qat(stored: Row) -> list[str]:
@@ -274,7 +274,7 @@ def qat(stored: Row) -> list[str]:
         f"{stored['conditions'].capitalize()}.",
         table(["net", "bits of weights", "floats", *ways], lines),
     ]
-    return [*text, *_unfinished(stored)]
+    return [*text, *unfinished(stored)]
 
 
 def _mean_error(rows: Sequence[Row], field: str) -> str:
@@ -336,13 +336,6 @@ def plain(stored: Row) -> list[str]:
     return [
         table(names, [[short(row[name]) for name in names] for row in rows]) for names, rows in kinds.items()
     ]
-
-
-def table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table."""
-    lines = [" | ".join(names), " | ".join("---" for _ in names)]
-    lines += [" | ".join(str(cell) for cell in row) for row in rows]
-    return "\n".join(f"| {line} |" for line in lines)
 
 
 def short(value: Any) -> Any:

@@ -130,8 +130,8 @@ SERIES = Series(
     task=task,
     about=about,
     printed=("net", "removed", "kind", "seed", "error_percent", "drop_points", "size_bytes", "seconds"),
-    conditions="latencies: ONNX Runtime, one thread, time of the process on the processor, ratio to the dense "
-    "net in the same rounds; seconds are wall time on a machine with other work",
+    conditions="latencies: ONNX Runtime, one thread, time of the process on the processor, ratio to the "
+    "dense net in the same rounds; seconds are wall time on a machine with other work",
 )
 
 if __name__ == "__main__":

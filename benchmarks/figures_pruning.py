@@ -1,0 +1,87 @@
+"""The page of figures on pruning: curves of error against sparsity, and nets with fewer channels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.markdown import table, unfinished
+
+Row = Mapping[str, Any]
+
+
+def curves(stored: Row) -> list[str]:
+    """A line a net and way to prune, a column a sparsity: points lost, and bytes, means over the seeds."""
+    fractions = sorted({row["fraction"] for row in stored["rows"]})
+    ways: dict[tuple[str, str, bool], dict[float, list[Row]]] = {}
+    for row in stored["rows"]:
+        key = (row["net"], row["schedule"], row["taught"])
+        ways.setdefault(key, {}).setdefault(row["fraction"], []).append(row)
+    lost, sizes = [], []
+    for (net, schedule, taught), cells in sorted(ways.items()):
+        start = [net, schedule, "dense net" if taught else "none"]
+        floats = [row["baseline_error_percent"] for row in next(iter(cells.values()))]
+        lost.append([*start, _mean(floats), *(_points(cells.get(one, [])) for one in fractions)])
+        sizes.append([*start, *(_bytes(cells.get(one, [])) for one in fractions)])
+    columns = [f"{one:.0%}" for one in fractions]
+    return [
+        f"{stored['conditions'].capitalize()}.",
+        "Points of test accuracy lost, the mean over the seeds and the worst:",
+        table(["net", "schedule", "teacher", "floats' error %", *columns], lost),
+        "Bytes of the file:",
+        table(["net", "schedule", "teacher", *columns], sizes),
+        *unfinished(stored),
+    ]
+
+
+def shrunk(stored: Row) -> list[str]:
+    """A line a file, then the latencies of those that run in floats."""
+    files = [
+        [
+            row["net"], f"{row['removed']:.0%}", row["kind"], row["seed"], row["parameters"],
+            row["size_bytes"], row["error_percent"], row["baseline_error_percent"],
+            f"{row['drop_points']:+.2f}",
+        ]
+        for row in stored["rows"]
+    ]  # fmt: skip
+    times = [
+        [
+            row["net"], f"{row['removed']:.0%}", row["seed"], one["batch_size"], f"{one['median_ms']:.3f}",
+            f"{one['ratio']:.3f} ({one['ratio_low']:.3f} to {one['ratio_high']:.3f})",
+        ]
+        for row in stored["rows"]
+        for one in row["latencies"]
+    ]  # fmt: skip
+    heads = [
+        "net",
+        "removed",
+        "kind",
+        "seed",
+        "parameters",
+        "bytes",
+        "error %",
+        "floats' error %",
+        "points lost",
+    ]
+    return [
+        f"{stored['conditions'].capitalize()}.",
+        table(heads, files),
+        table(["net", "removed", "seed", "batch", "ms", "of the dense net"], times),
+        *unfinished(stored),
+    ]
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{sum(values) / len(values):.2f}"
+
+
+def _points(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    drops = [row["drop_points"] for row in rows]
+    worst = f" ({max(drops):+.2f})" if len(drops) > 1 else ""
+    return f"{sum(drops) / len(drops):+.2f}{worst}"
+
+
+def _bytes(rows: Sequence[Row]) -> str:
+    return str(round(sum(row["size_bytes"] for row in rows) / len(rows))) if rows else ""

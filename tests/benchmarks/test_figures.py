@@ -1,0 +1,51 @@
+import json
+
+from benchmarks import figures, figures_pruning, pruning, structured
+
+
+def test_the_page_is_that_of_the_committed_results():
+    assert figures.PAGE.read_text() == figures.page()
+
+
+def test_a_curve_has_the_mean_and_the_worst_of_its_seeds():
+    rows = [
+        {
+            "net": "mlp_2352", "schedule": "gradual", "taught": True, "fraction": fraction, "seed": seed,
+            "drop_points": drop, "size_bytes": 1000 + seed, "baseline_error_percent": 1.0 + seed,
+        }
+        for fraction, drops in ((0.5, (0.1, 0.3)), (0.9, (0.5, 0.5)))
+        for seed, drop in enumerate(drops)
+    ]  # fmt: skip
+    stored = {"rows": rows, "conditions": "all", "unfinished": ["one"]}
+    text = "\n".join(figures_pruning.curves(stored))
+    assert "| mlp_2352 | gradual | dense net | 1.50 | +0.20 (+0.30) | +0.50 (+0.50) |" in text
+    assert "| mlp_2352 | gradual | dense net | 1000 | 1000 |" in text
+    assert "Not run yet: one." in text
+
+
+def test_a_shrunk_net_has_its_latencies_below():
+    row = {
+        "net": "resnet20", "removed": 0.5, "kind": "fp32", "seed": 0, "parameters": 9, "size_bytes": 8,
+        "error_percent": 9.5, "baseline_error_percent": 9.0, "drop_points": 0.5,
+        "latencies": [{"batch_size": 1, "median_ms": 2.0, "ratio": 0.5, "ratio_low": 0.4, "ratio_high": 0.6}],
+    }  # fmt: skip
+    text = "\n".join(figures_pruning.shrunk({"rows": [row], "conditions": "all", "unfinished": []}))
+    assert "| resnet20 | 50% | 0 | 1 | 2.000 | 0.500 (0.400 to 0.600) |" in text
+    assert "+0.50" in text and "Not run" not in text
+
+
+def test_rows_have_names_of_their_own_and_say_what_they_measure():
+    for rows in (pruning.ROWS, structured.ROWS):
+        assert len({row.name for row in rows}) == len(rows)
+        for row in rows:
+            assert json.dumps(row.name) and row.recipe.name == row.name
+
+
+def test_every_way_to_prune_trains_for_as_long():
+    lengths = {}
+    for row in pruning.ROWS:
+        (step,) = row.recipe.steps
+        rounds = step.rounds if row.schedule == "iterative" else 1
+        lengths.setdefault(row.net, set()).add(round(step.train.epochs * rounds, 9))
+        assert step.train.teacher == ("original" if row.taught else "none")
+    assert lengths == {net: {epochs} for net, epochs in pruning.EPOCHS.items()}
