@@ -32,7 +32,9 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     task, *_ = blocks("python")
     (tmp_path / "my_task.py").write_text(task)
-    (tmp_path / "mine.yaml").write_text(blocks("yaml")[0].replace("epochs: 10", "epochs: 2"))
+    for recipe in blocks("yaml"):
+        name = recipe.splitlines()[0].removeprefix("name: ")
+        (tmp_path / f"{name}.yaml").write_text(recipe.replace("epochs: 10", "epochs: 2"))
     save_file({"a": torch.randn(64, 64), "b": torch.randn(64)}, tmp_path / "model.safetensors")
     onnx.save(small_onnx(), tmp_path / "model.onnx")
     np.savez(tmp_path / "data.npz", x=np.ones((4, 16), np.float32))

@@ -49,6 +49,21 @@ def test_a_constant_moves_into_the_bias_of_what_reads_it():
     assert torch.allclose(biases["2"], 2 * model[2].weight[:, 1])
 
 
+@pytest.mark.parametrize("layer", [0, 2])  # nothing makes them, or nothing reads them
+def test_a_layer_whose_units_are_all_dead_keeps_one(layer):
+    model = mlp()
+    with torch.no_grad():
+        model[layer].weight.zero_()
+        model[0].bias.fill_(1.0)
+    x = torch.randn(4, 4)
+    places, biases = found(model, x)
+    assert len(places["0.weight"]) == 5
+    if layer == 0:  # what stays is in no bias
+        (kept,) = set(range(6)) - set(places["0.weight"])
+        others = model[2].weight.sum(1) - model[2].weight[:, kept]
+        assert torch.allclose(biases["2"], others)
+
+
 def test_what_nothing_reads_goes_whatever_it_computes():
     model = mlp()
     with torch.no_grad():

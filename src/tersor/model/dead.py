@@ -36,16 +36,19 @@ def dead_units(
     A unit is dead if all weights that read it are zero; or if all weights that make it are, and what each
     reader sees of it is one number everywhere, which its bias can take. A number other than zero is none at
     the borders of a padded convolution: there the unit stays, and so it does before a layer of the paths
-    ``held``, whose biases are fixed.
+    ``held``, whose biases are fixed. Of coupled layers all of whose units are dead one unit stays: a layer
+    without channels is none.
     """
     weights = {name: one.detach() for name, one in plain.named_parameters()}
     candidates = torch.cat([torch.zeros(0, dtype=torch.int64), *(one.units for one in groups)])
     silent = _all_zero(coupling, weights, candidates, made=True)
     unread = _all_zero(coupling, weights, candidates, made=False)
+    spared = _spared(groups, set(candidates[silent | unread].tolist()))
+    gone = torch.tensor([label not in spared for label in candidates.tolist()], dtype=torch.bool)
     constant = _constants(plain, coupling, inputs)
-    labels: list[int] = candidates[unread].tolist()
+    labels: list[int] = candidates[unread & gone].tolist()
     biases: dict[str, Tensor] = {}
-    for label in candidates[silent & ~unread].tolist():
+    for label in candidates[silent & ~unread & gone].tolist():
         gains = _gains(coupling, weights, constant, label)
         if gains is None or set(gains) & set(held):
             continue
@@ -53,6 +56,12 @@ def dead_units(
         for path, gain in gains.items():
             biases[path] = biases.get(path, torch.zeros_like(gain)) + gain
     return Dead(torch.tensor(sorted(labels), dtype=torch.int64), biases)
+
+
+def _spared(groups: list[Group], dead: set[int]) -> set[int]:
+    """A unit of each group that would lose all of them."""
+    units = [one.units.tolist() for one in groups]
+    return {own[0] for own in units if own and dead.issuperset(own)}
 
 
 def _all_zero(coupling: Coupling, weights: Mapping[str, Tensor], candidates: Tensor, *, made: bool) -> Tensor:
