@@ -22,7 +22,7 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), torch.dt
 
 
 def fingerprint(task: Task, recipe: Recipe, seed: int, device: str) -> str:
-    """A digest of recipe, seed, weights, the functions of the task, counts of batches, device and versions."""
+    """A digest of recipe, seed, weights, functions of the task, counts of batches, device and versions."""
     digest = blake2b(digest_size=16)
     versions = (tersor.__version__, torch.__version__, np.__version__)
     counts = [len(one) if isinstance(one, Sized) else None for one in (task.train, task.validation)]
@@ -80,8 +80,8 @@ def in_words(value: Any, inside: tuple[int, ...] = ()) -> Iterator[str]:
         parts = [type(value).forward, _settings(value), value.state_dict()]
     else:  # a builtin has a name, an object with __call__ a function
         yield getattr(value, "__qualname__", "")
-        call = getattr(type(value), "__call__", None)
-        parts = [call if isinstance(call, FunctionType) else None, _settings(value)]
+        calls = [vars(one)["__call__"] for one in type(value).__mro__ if "__call__" in vars(one)]
+        parts = [*(one for one in calls[:1] if isinstance(one, FunctionType)), _settings(value)]
     for part in parts:
         yield from in_words(part, inside)
     yield "."
