@@ -149,6 +149,7 @@ LOSSES = [
     (lambda output, batch, *, weight=1: weight * F.cross_entropy(output, batch[1]),
      lambda output, batch, *, weight=2: weight * F.cross_entropy(output, batch[1])),
     (_closed(1), _closed(2)),
+    (_closed((1, "a")), _closed((1, "b"))),
     (_closed(torch.ones(2)), _closed(torch.tensor([1.0, 2.0]))),
     (_closed(_closed(1)), _closed(_closed(2))),
     (partial(_loss, weight=1), partial(_loss, weight=2)),
@@ -172,6 +173,14 @@ def test_functions_that_differ_in_what_they_hold_make_other_runs(task, recipe, o
     assert key(one) == key(deepcopy(one)) != key(other)
 
 
+def test_what_a_loss_notes_does_not_make_another_run(task, recipe):
+    seen = []
+    task = replace(task, loss=lambda output, batch: seen.append(1) or F.cross_entropy(output, batch[1]))
+    before = fingerprint(task, recipe, 0, "cpu")
+    task.loss(torch.zeros(1, 3), (None, torch.tensor([0])))
+    assert seen and fingerprint(task, recipe, 0, "cpu") == before
+
+
 def test_the_direction_of_the_score_makes_another_run(task, recipe):
     task = replace(task, score=None, metric=lambda model, loader: 1.0)
     other = replace(task, higher_is_better=False)
@@ -183,7 +192,7 @@ def test_a_function_is_the_same_in_every_process():
         "from tersor.pipeline.fingerprint import in_words\n"
         "def outer(w):\n    def loss(o, b, k={1: object()}):\n"
         "        return w if o in {'a', 'b', 'c'} else (lambda: b)()\n    return loss\n"
-        "print(list(in_words(outer({'x': {'p', 'q'}, 'y': print, 'z': outer}))))"
+        "print(list(in_words(outer((frozenset(('p', 'q')), print, outer)))))"
     )
     told = {
         subprocess.run(

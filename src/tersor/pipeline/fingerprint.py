@@ -45,7 +45,8 @@ def in_words(value: Any, inside: tuple[int, ...] = ()) -> Iterator[str]:
 
     Of a function its code with all constants, its defaults and what it closes over; of a partial one and of
     an object that can be called, what they hold. What a function finds in its module is not looked at, nor
-    what is in objects of other kinds.
+    what is in objects of other kinds and in lists and dictionaries that it closes over: a loss may note its
+    values there.
 
     >>> list(in_words(lambda x: x + 1)) == list(in_words(lambda x: x + 2))
     False
@@ -99,7 +100,7 @@ def _closed_over(function: FunctionType) -> list[Any]:
     found = []
     for cell in function.__closure__ or ():
         try:
-            found.append(cell.cell_contents)
+            found.append(_lasting(cell.cell_contents))
         except ValueError:  # nothing is bound to it yet
             found.append(None)
     return found
@@ -111,4 +112,9 @@ def _settings(value: Any) -> dict[str, Any]:
     if isinstance(value, torch.nn.Module):
         usual = torch.nn.Module().__dict__.keys()
         held = {name: one for name, one in held.items() if name not in usual}
-    return dict(held)
+    return {name: _lasting(one) for name, one in held.items()}
+
+
+def _lasting(value: Any) -> Any:
+    """The value, or its type where it may be what a function notes things in from call to call."""
+    return type(value) if isinstance(value, list | set | dict) else value
