@@ -14,11 +14,13 @@ from torch.nn import functional as F
 
 import tersor
 from tersor.artifact.writer import write
+from tersor.pipeline import cluster as cluster_module
 from tersor.pipeline import result as result_module
 from tersor.pipeline import run as run_module
 from tersor.pipeline import stages as stages_module
 from tersor.pipeline import work as work_module
 from tersor.pipeline.fingerprint import fingerprint
+from tersor.tensor.cluster import cluster_tensor
 
 
 def test_the_score_is_that_of_the_file(task, recipe, tmp_path):
@@ -345,6 +347,20 @@ def test_pruning_after_clustering_keeps_the_values_shared(task):
 def test_entropy_constrained_codebooks_take_importance(task, fisher):
     recipe = tersor.load_recipe("entropy").with_fields("cluster", importance=fisher)
     assert tersor.compress(task, recipe).ratio > 3
+
+
+def test_a_weight_that_no_batch_reaches_is_not_free_in_clustering(task, monkeypatch):
+    seen = []
+
+    def watched(tensor, spec, **given):
+        seen.append(given["importance"])
+        return cluster_tensor(tensor, spec, **given)
+
+    monkeypatch.setattr(cluster_module, "cluster_tensor", watched)
+    dead = {name: value - (9.0 if name == "4.bias" else 0) for name, value in task.weights.items()}
+    step = tersor.Cluster(bits=2, importance="fisher", fisher_batches=2)
+    tersor.compress(replace(task, weights=dead), tersor.Recipe(steps=(step,)))
+    assert len(seen) == 3 and all(one.min() > 0 for one in seen)
 
 
 def test_reassignment_keeps_zeros_and_the_number_of_values(task):
