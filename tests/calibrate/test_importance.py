@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from tests import nets
 
 import tersor
+from tersor.calibrate.fisher import diagonal_fisher
 from tersor.calibrate.importance import gradient_scores
 from tersor.errors import TaskError
 from tersor.model.attach import attach_mask
@@ -50,7 +52,7 @@ def test_scores_of_weights(task):
     for name in NAMES:
         each = torch.stack([weight * gradient for weight, gradient in (one[name] for one in seen)])
         squares = torch.stack([one[name][1] ** 2 for one in seen]).mean(0)
-        fisher = squares.clamp(min=1e-3 * float(squares.mean())) * seen[0][name][0] ** 2
+        fisher = squares * seen[0][name][0] ** 2
         torch.testing.assert_close(scores(task, model, importance="taylor")[name], each.abs().mean(0))
         torch.testing.assert_close(scores(task, model, importance="movement")[name], -each.mean(0))
         torch.testing.assert_close(scores(task, model, importance="fisher")[name], fisher)
@@ -98,8 +100,20 @@ def test_a_weight_that_no_loss_depends_on_scores_nothing(task):
             self.idle = torch.nn.Linear(3, 3)
 
     model = Idle()
-    found = gradient_scores(model, task, {"idle.weight": Prune(fraction=0.5, importance="taylor")}, batches=1)
-    assert torch.equal(found["idle.weight"], torch.zeros(3, 3))
+    for kind in ("taylor", "movement", "fisher"):
+        found = gradient_scores(model, task, {"idle.weight": Prune(fraction=0.5, importance=kind)}, batches=1)
+        assert torch.equal(found["idle.weight"], torch.zeros(3, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_squares_of_narrow_gradients_do_not_vanish(task, dtype):
+    narrow = replace(task, loss=lambda output, batch: 1e-4 * task.loss(output, batch),
+                     forward=lambda model, batch: model(batch[0].to(dtype)).float())  # fmt: skip
+    found = diagonal_fisher(loaded(task).to(dtype), narrow, NAMES, batches=3)
+    wide = diagonal_fisher(loaded(task), replace(narrow, forward=task.forward), NAMES, batches=3)
+    for name in NAMES:
+        assert found[name].dtype == np.float32 and 0 < wide[name].mean() < 1e-9
+        assert found[name].mean() == pytest.approx(wide[name].mean(), rel=0.1)
 
 
 @pytest.mark.parametrize("missing", ["train", "loss"])

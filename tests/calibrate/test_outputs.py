@@ -1,5 +1,7 @@
 """Scores of output channels, from what comes out of them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -79,6 +81,65 @@ def test_what_has_no_outputs_to_see_is_told():
     assert "no ReLU or clipping" in found.unseen["up.weight"] and "no ReLU" in found.unseen["mix.weight"]
     assert "convolutions and linear layers" in found.unseen["lstm.weight_ih_l0"]
     assert not {"up.weight", "lstm.weight_ih_l0", "mix.weight"} & set(found.values)
+
+
+class _One(nn.Module):
+    def __init__(self, *behind):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.behind = nn.Sequential(*behind)
+
+    def forward(self, x):
+        return self.behind(self.conv(x))
+
+
+class _Clamp(nn.Module):
+    def __init__(self, **bounds):
+        super().__init__()
+        self.bounds = bounds
+
+    def forward(self, x):
+        return x.clamp(**self.bounds)
+
+
+def _seen(*behind):
+    task = replace(nets.small_task(), build=lambda: _One(*behind), weights=_One(*behind).state_dict())
+    model = loaded(task)
+    return task, model, find_outputs(trace(model, model_inputs(task, model)), {"conv.weight": APOZ})
+
+
+@pytest.mark.parametrize(
+    ("behind", "begins"),
+    [
+        (nn.ReLU6(), None), (nn.Hardtanh(0, 4), None), (_Clamp(min=0), None), (_Clamp(min=0.0, max=3), None),
+        (nn.Hardtanh(), "at -1"), (nn.Hardtanh(-2, 2), "at -2"), (_Clamp(min=-0.5), "at -0.5"),
+        (_Clamp(max=1), "nowhere"),
+    ],
+)  # fmt: skip
+def test_a_clipping_makes_zeros_where_it_begins_at_0(behind, begins):
+    _, _, found = _seen(behind)
+    assert bool(found.values) == (begins is None)
+    if begins:
+        reason = found.unseen["conv.weight"]
+        assert reason.startswith(f"the clipping behind it begins {begins}") and "not at 0" in reason
+
+
+@pytest.mark.parametrize(
+    "between", [(nn.MaxPool2d(2),), (nn.Dropout(), nn.MaxPool2d(2), nn.BatchNorm2d(4), nn.Dropout2d())]
+)
+def test_pooling_by_the_largest_may_stand_before_the_activation(between):
+    task, model, found = _seen(*between, nn.ReLU())
+    assert not found.unseen
+    model.eval()
+    with torch.no_grad():
+        seen = torch.cat([model(batch[0]) for batch in task.train])
+    shares = scores(task, model, {"conv.weight": APOZ})["conv.weight"]
+    torch.testing.assert_close(shares, (seen > 0).double().mean((0, 2, 3)))
+
+
+def test_what_lays_channels_elsewhere_is_not_looked_through():
+    _, _, found = _seen(nn.Flatten(), nn.ReLU())
+    assert "no ReLU or clipping" in found.unseen["conv.weight"]
 
 
 def test_outputs_that_are_not_finite_are_named():

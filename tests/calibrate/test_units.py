@@ -65,7 +65,7 @@ def test_taylor_is_the_squared_sum_over_what_makes_a_unit():
 def test_fisher_is_the_sum_of_squares():
     model, task, found = importance("fisher")
     expected = torch.stack([one.square().sum(1) for one in gradients(model, task)]).mean(0)
-    assert torch.allclose(found, expected.double(), rtol=0.05)  # and a floor for what no gradient reached
+    assert torch.allclose(found, expected.double(), rtol=1e-4)
 
 
 def test_random_is_that_of_the_seed():

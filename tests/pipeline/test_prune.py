@@ -11,8 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import tersor
+from tersor.model.select import select
+from tersor.pipeline.describe import report_amounts
+from tersor.pipeline.steps import without_training
 from tersor.result import OF_ALL
-from tersor.spec import Prune, Rule, Train
+from tersor.spec import Prune, Quantize, Rule, Train
 from tersor.tensor.masks import magnitude_mask
 
 WEIGHTS = ("0.weight", "4.weight", "6.weight")
@@ -102,7 +105,7 @@ def test_the_record_says_what_an_amount_meant_and_what_was_reached(task, tmp_pat
     assert stored[-1]["name"] == OF_ALL and stored[-1]["applied"]
     step = Prune(percentile=40, scope="global", granularity="block", block_size=(2, 2))
     words = said(run(task, step))[OF_ALL].detail
-    assert words.startswith("global: 2 x 2 blocks with |w| below percentile 40 asked; ")
+    assert words.startswith("global: 2 x 2 blocks with |w| below percentile 40 asked, of each tensor one ")
     rows = tersor.plan(task, tersor.Recipe(steps=(step,))).rows
     assert rows[-1].tensor == OF_ALL and rows[-1].detail == words and rows[-1].predicted_bytes is None
 
@@ -202,6 +205,41 @@ def test_a_plan_needs_no_data_for_what_looks_at_data(task):
         told = tersor.plan(replace(task, loss=fail), tersor.Recipe(steps=(step,)))
         rows = {row.tensor: row.detail for row in told.rows}
         assert rows["4.weight"] == "50.00% zeros", step
+
+
+def test_a_plan_ranks_by_magnitude_what_a_rule_ranks_by_data(task):
+    rules = (Rule("4", override={"importance": "fisher"}),)
+    step = Prune(fraction=0.5, importance="random", rules=rules)
+    (rule,) = without_training(step).rules
+    assert rule.override == {"importance": "magnitude"}
+
+
+def test_nothing_of_an_empty_weight_is_zero(task):
+    step = Prune(fraction=0.5)
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.zeros(3, 0))
+    chosen = [replace(one, step=step) for one in select(model, step)]
+    (row,) = report_amounts([chosen], step)
+    assert "0.00% of 0 weights in 1 tensor are zero" in row.detail
+
+
+def test_of_layers_that_are_ranked_together_each_keeps_a_channel(task):
+    small = {name: value * (1e-3 if name == "4.weight" else 1) for name, value in task.weights.items()}
+    targets = ("0", "4")
+    step = Prune(fraction=0.75, scope="global", granularity="channel", targets=targets)
+    for one in (step, replace(step, schedule="iterative", rounds=2, train=Train(epochs=1, lr=1e-5))):
+        result = run(replace(task, weights=small), one)
+        rows = tensors(result)["4.weight"] != 0
+        norms = small["4.weight"].norm(dim=1)
+        assert rows.any(1).sum() == 1
+        assert rows.any(1)[norms.argmax()] or one != step
+        assert "asked, of each tensor one at least stays; " in said(result)[OF_ALL].detail or one != step
+
+
+def test_growth_of_what_is_quantized_is_refused(task):
+    step = Prune(name="late", fraction=0.8, importance="random", regrow=0.5, train=Train(epochs=1))
+    with pytest.raises(tersor.TargetError, match=r"step 'late': .*0.weight is quantized already"):
+        run(task, Quantize(activations="none"), step)
 
 
 def test_a_step_that_looks_at_outputs_needs_some_data(task):

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 import tersor
 from tersor.model.storage import storages
+from tersor.pipeline import prune as prune_module
 from tersor.pipeline import rounds as rounds_module
-from tersor.result import OF_ALL
+from tersor.result import OF_ALL, TEACHER
 from tersor.spec import Prune, Quantize, Train
 
 WEIGHTS = ("0.weight", "4.weight", "6.weight")
@@ -123,6 +124,55 @@ def test_rewound_weights_are_trained_from_where_the_step_began(task, monkeypatch
     masks = [found["4.weight"] != 0 for found in seen]
     assert all((after <= before).all() for before, after in pairwise(masks))
     assert zeros(result) == pytest.approx(0.9, abs=0.01)
+
+
+def test_rounds_rise_from_what_is_pruned_already(task, monkeypatch):
+    shares = []
+
+    def trained(work, phase, context):
+        shares.append(float((work.model.get_submodule("4").weight == 0).float().mean()))
+        return []
+
+    monkeypatch.setattr(rounds_module, "train_", trained)
+    first = Prune(name="first", fraction=0.5)
+    tersor.compress(task, tersor.Recipe(steps=(first, replace(STEP, fraction=0.9, rounds=2))))
+    assert shares == pytest.approx([1 - (0.5 * 0.1) ** 0.5, 0.9], abs=0.01)
+
+
+def test_channels_that_would_all_go_in_the_end_are_told_before_any_training(task, monkeypatch):
+    monkeypatch.setattr(rounds_module, "train_", None)
+    with pytest.raises(tersor.SpecError, match=r"all 4 channels of 0.weight would be pruned"):
+        run(task, replace(STEP, granularity="channel"))
+
+
+def test_where_every_target_is_skipped_nothing_trains(task, monkeypatch):
+    monkeypatch.setattr(rounds_module, "train_", None)
+    step = replace(STEP, granularity="channel", importance="apoz", fraction=0.5, targets=("6",))
+    result = run(task, step)
+    assert words(result) == "no round: nothing that the step targets can be pruned by it"
+
+
+@pytest.mark.parametrize(("given", "copies"), [({}, 0), ({"rewind": True}, 1), ({"max_drop": 9.0}, 4)])
+def test_a_copy_of_the_model_is_kept_only_where_it_may_be_needed(task, monkeypatch, given, copies):
+    made = []
+    state = rounds_module._state
+    monkeypatch.setattr(rounds_module, "_state", lambda model: made.append(1) or state(model))
+    run(task, replace(STEP, **given))
+    assert len(made) == copies
+
+
+def test_a_run_that_is_stopped_after_the_last_round_tells_of_the_teacher(task, monkeypatch, tmp_path):
+    whole = run(task, out=tmp_path / "whole")
+
+    def failing(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(prune_module, "report_storages", failing)
+        run(task, out=tmp_path / "out")
+    again = run(task, out=tmp_path / "out")
+    assert again.stages[0].touched == whole.stages[0].touched
+    assert TEACHER in {one.name for one in again.stages[0].touched}
 
 
 def stop_at(call):

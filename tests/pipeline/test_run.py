@@ -1,6 +1,11 @@
 import itertools
 import json
+import os
+import subprocess
+import sys
+from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,10 +14,13 @@ from torch.nn import functional as F
 
 import tersor
 from tersor.artifact.writer import write
+from tersor.pipeline import cluster as cluster_module
 from tersor.pipeline import result as result_module
 from tersor.pipeline import run as run_module
 from tersor.pipeline import stages as stages_module
 from tersor.pipeline import work as work_module
+from tersor.pipeline.fingerprint import fingerprint
+from tersor.tensor.cluster import cluster_tensor
 
 
 def test_the_score_is_that_of_the_file(task, recipe, tmp_path):
@@ -79,6 +87,123 @@ def test_another_loss_does_not_go_on_from_the_stages_of_the_first(task, recipe, 
     with pytest.raises(KeyboardInterrupt):
         tersor.compress(task, recipe, out=tmp_path / "out", progress=_stop_at(6))
     assert tersor.compress(other, recipe, out=tmp_path / "out").path.read_bytes() == expected
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_kill_while_the_folder_is_cleared_leaves_one_to_run_in_again(
+    task, recipe, tmp_path, monkeypatch, keep
+):
+    def killed(folder, **options):
+        for path in folder.glob("*.tersor"):
+            path.unlink()
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        finish = stages_module.StageStore.finish
+
+        def finished(store, keep):
+            patch.setattr(stages_module.shutil, "rmtree", killed)
+            finish(store, keep)
+
+        patch.setattr(stages_module.StageStore, "finish", finished)
+        with pytest.raises(SystemExit):
+            tersor.compress(task, recipe, out=tmp_path, keep_stages=keep)
+    whole = (tmp_path / "model.tersor").read_bytes()
+    assert tersor.compress(task, recipe, out=tmp_path, keep_stages=keep).path.read_bytes() == whole
+
+
+def test_a_stage_whose_file_is_gone_is_made_again(task, recipe, tmp_path):
+    whole = tersor.compress(task, recipe, out=tmp_path / "whole").path.read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        tersor.compress(task, recipe, out=tmp_path, progress=_stop_at(6))
+    (tmp_path / ".tersor-run" / "0-prune.tersor").unlink()
+    assert tersor.compress(task, recipe, out=tmp_path).path.read_bytes() == whole
+
+
+def _loss(output, batch, weight=1.0, *, power=1):
+    return weight * F.cross_entropy(output, batch[1]) ** power
+
+
+class _Loss:
+    def __init__(self, weight):
+        self.weight = weight
+
+    def __call__(self, output, batch):
+        return self.weight * F.cross_entropy(output, batch[1])
+
+
+class _Doubled(_Loss):
+    def __call__(self, output, batch):
+        return 2 * self.weight * F.cross_entropy(output, batch[1])
+
+
+def _closed(weight):
+    return lambda output, batch: weight * F.cross_entropy(output, batch[1])
+
+
+LOSSES = [
+    (lambda output, batch: 2 * F.cross_entropy(output, batch[1]),
+     lambda output, batch: 3 * F.cross_entropy(output, batch[1])),
+    (lambda output, batch: (lambda: 2.0)() * F.cross_entropy(output, batch[1]),
+     lambda output, batch: (lambda: 3.0)() * F.cross_entropy(output, batch[1])),
+    (lambda output, batch, weight=1: weight * F.cross_entropy(output, batch[1]),
+     lambda output, batch, weight=2: weight * F.cross_entropy(output, batch[1])),
+    (lambda output, batch, *, weight=1: weight * F.cross_entropy(output, batch[1]),
+     lambda output, batch, *, weight=2: weight * F.cross_entropy(output, batch[1])),
+    (_closed(1), _closed(2)),
+    (_closed((1, "a")), _closed((1, "b"))),
+    (_closed(torch.ones(2)), _closed(torch.tensor([1.0, 2.0]))),
+    (_closed(_closed(1)), _closed(_closed(2))),
+    (partial(_loss, weight=1), partial(_loss, weight=2)),
+    (partial(_loss, power=1), partial(_loss, weight=1)),
+    (partial(_loss), _loss),
+    (_Loss(1), _Loss(2)),
+    (_Loss(1), _Doubled(1)),
+    (_Loss(1).__call__, _Loss(2).__call__),
+    (torch.nn.CrossEntropyLoss(), torch.nn.CrossEntropyLoss(label_smoothing=0.1)),
+    (torch.nn.CrossEntropyLoss(torch.ones(3)), torch.nn.CrossEntropyLoss(torch.arange(3.0))),
+    (F.cross_entropy, F.nll_loss),
+    (torch.relu, torch.sigmoid),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("one", "other"), LOSSES)
+def test_functions_that_differ_in_what_they_hold_make_other_runs(task, recipe, one, other):
+    def key(loss):
+        return fingerprint(replace(task, loss=loss), recipe, 0, "cpu")
+
+    assert key(one) == key(deepcopy(one)) != key(other)
+
+
+def test_what_a_loss_notes_does_not_make_another_run(task, recipe):
+    seen = []
+    task = replace(task, loss=lambda output, batch: seen.append(1) or F.cross_entropy(output, batch[1]))
+    before = fingerprint(task, recipe, 0, "cpu")
+    task.loss(torch.zeros(1, 3), (None, torch.tensor([0])))
+    assert seen and fingerprint(task, recipe, 0, "cpu") == before
+
+
+def test_the_direction_of_the_score_makes_another_run(task, recipe):
+    task = replace(task, score=None, metric=lambda model, loader: 1.0)
+    other = replace(task, higher_is_better=False)
+    assert fingerprint(task, recipe, 0, "cpu") != fingerprint(other, recipe, 0, "cpu")
+
+
+def test_a_function_is_the_same_in_every_process():
+    code = (
+        "from tersor.pipeline.fingerprint import in_words\n"
+        "def outer(w):\n    def loss(o, b, k={1: object()}):\n"
+        "        return w if o in {'a', 'b', 'c'} else (lambda: b)()\n    return loss\n"
+        "print(list(in_words(outer((frozenset(('p', 'q')), print, outer)))))"
+    )
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }  # fmt: skip
+    assert len(told) == 1 and "0x" not in told.pop()
 
 
 def test_another_recipe_does_not_go_on_from_the_stages_of_the_first(task, recipe, tmp_path):
@@ -222,6 +347,20 @@ def test_pruning_after_clustering_keeps_the_values_shared(task):
 def test_entropy_constrained_codebooks_take_importance(task, fisher):
     recipe = tersor.load_recipe("entropy").with_fields("cluster", importance=fisher)
     assert tersor.compress(task, recipe).ratio > 3
+
+
+def test_a_weight_that_no_batch_reaches_is_not_free_in_clustering(task, monkeypatch):
+    seen = []
+
+    def watched(tensor, spec, **given):
+        seen.append(given["importance"])
+        return cluster_tensor(tensor, spec, **given)
+
+    monkeypatch.setattr(cluster_module, "cluster_tensor", watched)
+    dead = {name: value - (9.0 if name == "4.bias" else 0) for name, value in task.weights.items()}
+    step = tersor.Cluster(bits=2, importance="fisher", fisher_batches=2)
+    tersor.compress(replace(task, weights=dead), tersor.Recipe(steps=(step,)))
+    assert len(seen) == 3 and all(one.min() > 0 for one in seen)
 
 
 def test_reassignment_keeps_zeros_and_the_number_of_values(task):

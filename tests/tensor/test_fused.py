@@ -60,9 +60,15 @@ def test_not_a_number_stays_visible():
     for dtype in DTYPES:
         x = torch.zeros(fused.LEAST_VALUES, dtype=dtype)
         x[7] = torch.nan
-        out, to_x, to_scale = forward_and_back(x, torch.ones_like(x), 0.5, 0, -8, 7)
-        assert out.isnan().sum() == 1 and out[7].isnan()
-        assert to_x[7] == 1 and to_scale.isnan()
+        for given_ in ((torch.ones_like(x), 0.5, 0, -8, 7), (torch.ones_like(x), 0.5, 0, 0, 7)):
+            for out, to_x, to_scale in (
+                forward_and_back(x, *given_), in_passes(forward_and_back, x, *given_)
+            ):  # fmt: skip
+                assert out.isnan().sum() == 1 and out[7].isnan()
+                assert to_x[7] == 1 and to_scale.isnan()
+        held = x.clone().requires_grad_()
+        fake_quantize(held, 0.5, 0, -8, 7).backward(torch.ones_like(x))
+        assert held.grad[7] == 1
         assert fake_quantize(x, 0.5, 0, -8, 7).isnan().sum() == 1
 
 

@@ -1,6 +1,7 @@
 """The masks of a spec, held against torch.nn.utils.prune."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -105,15 +106,27 @@ def test_blocks_go_as_a_whole_and_the_least_first(rows, columns, high, wide, fra
     assert all(kept.all() or not kept.any() for kept, _ in blocks)
     gone = [float(mean) for kept, mean in blocks if not kept.any()]
     stay = [float(mean) for kept, mean in blocks if kept.any()]
-    assert len(gone) == round(fraction * len(blocks))
+    assert len(gone) == min(round(fraction * len(blocks)), len(blocks) - 1)
     assert not gone or not stay or max(gone) <= min(stay) + 1e-6
 
 
 def test_slices_of_layers_of_different_sizes_are_compared_by_their_mean():
-    small, large = torch.full((2, 2), 1.0), torch.full((2, 50), 0.5)
+    small, large = torch.full((2, 2), 1.0), torch.full((3, 50), 0.5)
     step = Prune(count=2, granularity="channel", scope="global")
     masks = prune_masks([Prunable("small", small), Prunable("large", large)], step)
-    assert masks[0].all() and not masks[1].any()
+    assert masks[0].all() and [one.any() for one in masks[1]] == [False, False, True]
+
+
+def test_of_layers_that_are_ranked_together_each_keeps_its_best_slice_that_was_not_pruned_before():
+    step = Prune(count=7, granularity="channel", scope="global", importance="taylor")
+    one, other = torch.tensor([5.0, 6.0, 7.0, 8.0]), torch.tensor([4.0, 2.0, 3.0])
+    kept = np.array([[False], [True], [True]])
+    found = prune_masks([Prunable("a", torch.ones(4, 1), None, one),
+                         Prunable("b", torch.ones(3, 1), kept, other)], step)  # fmt: skip
+    assert [mask[:, 0].tolist() for mask in found] == [[False, False, False, True], [False, False, True]]
+    nothing = np.zeros((3, 1), np.bool_)
+    (mask,) = prune_masks([Prunable("b", torch.ones(3, 1), nothing, other)], replace(step, count=3))
+    assert not mask.any()
 
 
 @pytest.mark.parametrize("given", [{"fraction": 0.9}, {"count": 3}, {"threshold": 99.0}])

@@ -86,6 +86,44 @@ def test_decoupled_weights_mix_the_parts_and_negative_labels_do_not_count():
     assert torch.allclose(output_loss(spec, student, teacher, (None, labels)), expected)
 
 
+@pytest.mark.parametrize("ignored", [-100, 5, 255])
+def test_a_label_that_is_no_class_does_not_count(ignored):
+    student, teacher = draw(0, 4, 5), draw(1, 4, 5)
+    spec = Distill(decoupled=(0.5, 3.0))
+    labels = torch.tensor([3, 0, 2])
+    expected = output_loss(spec, student[:3], teacher[:3], (None, labels))
+    found = output_loss(spec, student, teacher, (None, torch.tensor([3, 0, 2, ignored])))
+    assert torch.allclose(found, expected)
+
+
+@pytest.mark.parametrize("label", [0, 1, 4])
+@pytest.mark.parametrize("gone", [[4], [1, 2, 3, 4]])
+@pytest.mark.parametrize("both", [True, False])
+def test_classes_that_a_teacher_rules_out_have_no_part(label, gone, both):
+    student, teacher = draw(0, 2, 5), draw(1, 2, 5)
+    teacher[:, gone] = float("-inf")
+    if both:
+        student[:, gone] = float("-inf")
+    student.requires_grad_()
+    labels = torch.full((2,), label)
+    for spec in (Distill(), Distill(decoupled=(1.0, 8.0))):
+        (slope,) = torch.autograd.grad(loss := output_loss(spec, student, teacher, (None, labels)), student)
+        assert torch.isfinite(loss) and torch.isfinite(slope).all()
+    if both and gone == [4]:
+        without = soft_loss(student[:, :4], teacher[:, :4], temperature=4.0)
+        assert torch.allclose(soft_loss(student, teacher, temperature=4.0), without)
+        parts = [decoupled_terms(one, other, labels.clamp(max=3), temperature=4.0)
+                 for one, other in ((student, teacher), (student[:, :4], teacher[:, :4]))]  # fmt: skip
+        for one, other in zip(*parts, strict=True):
+            assert torch.allclose(one, other)
+
+
+def test_a_class_that_the_student_alone_rules_out_is_infinitely_wrong():
+    student, teacher = draw(0, 2, 5), draw(1, 2, 5)
+    student[:, 4] = float("-inf")
+    assert torch.isinf(soft_loss(student, teacher, temperature=4.0))
+
+
 def test_decoupled_without_labels_says_so():
     with pytest.raises(TaskError, match=r"decoupled needs the class of each sample.*no labels at 1"):
         output_loss(Distill(decoupled=(1.0, 8.0)), draw(0, 4, 5), draw(1, 4, 5), (draw(2, 4),))

@@ -1,6 +1,7 @@
 """Weights that change places while a sparse model trains, at a sparsity that stands still."""
 
 import signal
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -31,7 +32,7 @@ def held(model):
     return {one.name: one for one in storages(model)}
 
 
-def made(every=2, before=0.0, grid=False):
+def made(every=2, before=0.0):
     """A sparse model that trains, and its control; ``before`` is the share that an earlier step pruned."""
     task = nets.small_task()
     model = task.build()
@@ -39,9 +40,6 @@ def made(every=2, before=0.0, grid=False):
     moving = []
     for name in NAMES:
         storage = held(model)[name]
-        if grid:
-            found = quantize_tensor(storage.dense(), Grid(bits=8))
-            attach_grid(model, storage, found, Grid(bits=8), latent=True)
         if before:
             attach_mask(model, storage, magnitude_mask(storage.dense(), fraction=before))
         moving.append(MovingMask.on(model, storage, STEP))
@@ -61,10 +59,9 @@ class Watching(Control):
         self.masks.append({name: held(self.model)[name].mask() for name in NAMES})
 
 
-@pytest.mark.parametrize("grid", [False, True])
 @pytest.mark.parametrize("before", [0.0, 0.5])
-def test_weights_change_places_and_their_number_does_not(before, grid):
-    task, model, control = made(before=before, grid=grid)
+def test_weights_change_places_and_their_number_does_not(before):
+    task, model, control = made(before=before)
     start = {name: held(model)[name].mask() for name in NAMES}
     gone = {one.storage.name: one.kept_before for one in control.masks}
     watching = Watching(model)
@@ -129,3 +126,19 @@ def test_what_cannot_grow():
     attach_codebook(model, storage, cluster_tensor(storage.dense(), Cluster(bits=2)))
     with pytest.raises(TargetError, match=r"hidden.weight already shares its weights"):
         MovingMask.on(model, storage, STEP)
+    storage = held(model)["conv.weight"]
+    attach_grid(model, storage, quantize_tensor(storage.dense(), Grid(bits=8)), Grid(bits=8), latent=True)
+    with pytest.raises(TargetError, match=r"conv.weight is quantized already: prune with regrow before"):
+        Regrowth([MovingMask.on(model, storage, STEP)], 0.4, 2)
+
+
+def test_growth_without_gradients_is_refused():
+    model = nets.Small()
+    model.conv.weight.requires_grad_(False)
+    moving = MovingMask.on(model, held(model)["conv.weight"], STEP)
+    with pytest.raises(TargetError, match=r"conv.weight does not require a gradient.*set regrow: 0"):
+        Regrowth([moving], 0.4, 2)
+    task, model, control = made()
+    task = replace(task, forward=lambda model, batch: model.head.bias.expand(len(batch[1]), -1))
+    with pytest.raises(TargetError, match=r"no gradient has reached conv.weight"):
+        fit(model, task, PHASE, seed=1, controls=[control])

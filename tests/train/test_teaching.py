@@ -236,6 +236,26 @@ def test_where_the_default_does_not_apply_the_record_says_so_and_asking_for_more
         teaching_for(Train(distill=Distill(decoupled=(1.0, 1.0))), task, wide())
 
 
+@pytest.mark.parametrize("phase", [Train(), Train(distill=Distill(temperature=2.0))])
+def test_classes_on_another_axis_than_distill_says_are_refused(phase):
+    def tokens():
+        torch.manual_seed(0)
+        return nn.Linear(6, 5)
+
+    x = torch.randn(8, 7, 6)
+    given = {
+        "build": tokens, "weights": tokens().state_dict(), "train": [(x, torch.zeros(8, 7).long())],
+        "loss": lambda output, batch: F.cross_entropy(output.flatten(0, 1), batch[1].flatten()),
+    }  # fmt: skip
+    asked = make_task(**given, teacher=make_task(**given))
+    with pytest.raises(TaskError, match=r"int64 \(8, 7\) at 1.*distill.class_axis\): they fit class_axis: 2"):
+        teaching_for(phase, asked, tokens())
+    right = replace(phase, distill=replace(phase.distill, class_axis=-1))
+    teaching, _ = teaching_for(right, asked, tokens())
+    assert teaching is not None
+    teaching.close()
+
+
 def test_nobody_teaches_where_nobody_is_asked():
     assert teaching_for(Train(teacher="none"), make_task(), wide()) == (None, [])
 

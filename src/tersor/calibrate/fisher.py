@@ -29,20 +29,35 @@ def diagonal_fisher(
 ) -> dict[str, NDArray[np.float32]]:
     """The mean squared gradient of the loss over ``batches`` training batches, shaped like each weight.
 
-    names -- parameters of the bare model. The model runs in eval mode and is left as it was.
-    A floor of a thousandth of the mean keeps weights that no batch reached from being free to move.
+    names -- parameters of the bare model. The model runs in eval mode and is left as it was. What the loss
+        does not depend on has 0.
 
     Squared gradients of the loss approximate the diagonal of the Fisher matrix, and that of the Hessian at a
     minimum (Choi et al. 2017, section 3.2). Raises :class:`TaskError` without training data or a loss.
     """
     plain = plain_copy(model, device)
-    sums = {name: torch.zeros_like(weight) for name, weight in plain.named_parameters() if name in names}
+    sums = {
+        name: torch.zeros_like(weight, dtype=torch.float32)
+        for name, weight in plain.named_parameters() if name in names
+    }  # fmt: skip
     seen = 0
     for gradients in batch_gradients(plain, task, names, batches=batches, device=device, progress=progress):
         for name, (_, gradient) in gradients.items():
-            sums[name].addcmul_(gradient, gradient)
+            sums[name].add_(gradient.float().square())  # of a float16, a square is soon 0 or Inf
         seen += 1
-    return {name: _floored(total / seen) for name, total in sums.items()}
+    return {name: (total / seen).cpu().numpy() for name, total in sums.items()}
+
+
+def floored(importance: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The importance with a floor of a thousandth of its mean; ones where all of it is 0.
+
+    So a weight that no batch reached is not free to take any value that a codebook has.
+
+    >>> floored(np.array([0.0, 1000.0, 2000.0])).tolist()
+    [1.0, 1000.0, 2000.0]
+    """
+    mean = float(importance.mean()) if importance.size else 0.0
+    return np.ones_like(importance) if mean == 0.0 else np.maximum(importance, 1e-3 * mean)
 
 
 def plain_copy(model: nn.Module, device: str = "cpu") -> nn.Module:
@@ -86,11 +101,3 @@ def batch_gradients(
         }
     if not seen:
         raise TaskError(f"task {task.name!r}: the training loader is empty")
-
-
-def _floored(mean_square: torch.Tensor) -> NDArray[np.float32]:
-    values: NDArray[np.float32] = mean_square.detach().cpu().to(torch.float32).numpy()
-    mean = float(values.mean()) if values.size else 0.0
-    if mean == 0.0:
-        return np.ones_like(values)
-    return np.maximum(values, 1e-3 * mean, out=values)

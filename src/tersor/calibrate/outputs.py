@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from tersor.calibrate.activations import run_calibration
 from tersor.errors import TensorError
 from tersor.measure.quality import evaluating
+from tersor.model.coupling_nodes import op_name
 from tersor.model.program import GraphModel
 from tersor.model.storage import storages
 from tersor.model.trace import Traced
@@ -22,6 +23,7 @@ from tersor.task import Task
 NORMS = ("batch_norm", "layer_norm", "group_norm", "instance_norm")
 ACTIVATIONS = (*FUSED, "gelu", "silu", "elu", "leaky_relu", "hardswish", "hardsigmoid", "sigmoid", "tanh",
                "mish", "selu", "softplus", "prelu")  # fmt: skip
+_IN_PLACE = ("dropout", "feature_dropout", "contiguous", "clone", "detach", "alias")
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ def find_outputs(traced: Traced, steps: Mapping[str, Prune]) -> Outputs:
         ends = [_behind(one, traced) for one in calls]
         if not calls:
             unseen[name] = f"{step.importance} ranks channels of convolutions and linear layers"
-        elif step.importance == "apoz" and any(end.kind not in FUSED for end in ends):
-            unseen[name] = "no ReLU or clipping comes behind it, so nothing of it is zero"
+        elif step.importance == "apoz" and any(_never_zero(end, traced) for end in ends):
+            unseen[name] = next(filter(None, (_never_zero(end, traced) for end in ends)))
         else:
             values[name] = tuple(end.output for end in ends)
     return Outputs(values, unseen)
@@ -88,13 +90,50 @@ def output_scores(
 
 
 def _behind(layer: Operation, traced: Traced) -> Operation:
-    """The last operation that belongs to a layer: its norm, then its activation function."""
+    """The last operation that belongs to a layer: its norm, then its activation function.
+
+    Pooling by the largest and what leaves every value in its place may stand between them.
+    """
     end = layer
     for kinds in (NORMS, ACTIVATIONS):
-        readers = [one for one in traced.operations if end.output in one.inputs]
-        if len(readers) == 1 and readers[0].kind in kinds:
-            end = readers[0]
+        reader = _only_reader(end, traced)
+        while reader is not None and (reader.kind == "max_pool" or _stays(reader, traced)):
+            reader = _only_reader(reader, traced)
+        if reader is not None and reader.kind in kinds:
+            end = reader
     return end
+
+
+def _only_reader(operation: Operation, traced: Traced) -> Operation | None:
+    readers = [one for one in traced.operations if operation.output in one.inputs]
+    return readers[0] if len(readers) == 1 else None
+
+
+def _stays(operation: Operation, traced: Traced) -> bool:
+    """Whether a move leaves every value in its place, channels too."""
+    return operation.kind == "move" and op_name(_node(operation, traced)) in _IN_PLACE
+
+
+def _never_zero(end: Operation, traced: Traced) -> str:
+    """Why what an operation gives is hardly ever zero, or ""."""
+    if end.kind not in FUSED:
+        return "no ReLU or clipping comes behind it, so nothing of it is zero"
+    node = _node(end, traced)
+    if end.kind == "relu" or op_name(node) == "relu6":
+        return ""
+    least = node.args[1] if len(node.args) > 1 else None
+    if len(node.args) < 2:
+        least = -1.0 if op_name(node) == "hardtanh" else None
+        least = node.kwargs.get("min", node.kwargs.get("min_val", least))
+    begins = (
+        f"at {least}" if isinstance(least, int | float) else "nowhere" if least is None else "at a tensor"
+    )
+    return "" if least == 0 else f"the clipping behind it begins {begins}, not at 0, so nothing of it is zero"
+
+
+def _node(operation: Operation, traced: Traced) -> fx.Node:
+    found: fx.Node = next(one for one in traced.graph.nodes if one.name == operation.output)
+    return found
 
 
 class _Channels(nn.Module):

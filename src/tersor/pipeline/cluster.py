@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from tersor.calibrate.fisher import diagonal_fisher
+from tersor.calibrate.fisher import diagonal_fisher, floored
 from tersor.errors import in_context
 from tersor.model.attach import attach_codebook
 from tersor.model.select import Storage, select
@@ -32,9 +32,10 @@ def cluster(work: Work, step: Cluster, context: Context) -> list[Touched]:
     importance: dict[str, NDArray[np.float32]] = {}
     if weighed:
         with seeded(context):
-            importance = diagonal_fisher(
+            found = diagonal_fisher(
                 model, context.task, weighed, batches=step.fisher_batches, device=context.device
             )
+        importance = {name: floored(one) for name, one in found.items()}
         specs |= _one_price([one.storage for one in chosen if one.storage.name in weighed], specs, importance)
     for done, one in enumerate(chosen):
         storage, spec = one.storage, specs[one.storage.name]

@@ -40,7 +40,10 @@ def report_amounts(groups: Sequence[Sequence[Selected]], step: Prune) -> list[To
     asked = " or ".join(dict.fromkeys(_asked(cast(Prune, group[0].step)) for group in groups))
     scope = "global" if step.scope == "global" else "per layer"
     tensors = f"{len(chosen)} tensor{'s' if len(chosen) > 1 else ''}"
-    words = f"{scope}: {asked} asked; {zeros / total:.2%} of {total:,} weights in {tensors} are zero"
+    whole = step.scope == "global" and step.granularity != "element"
+    stays = ", of each tensor one at least stays" if whole else ""
+    share = zeros / total if total else 0.0
+    words = f"{scope}: {asked} asked{stays}; {share:.2%} of {total:,} weights in {tensors} are zero"
     return [Touched(OF_ALL, True, words)]
 
 

@@ -34,10 +34,10 @@ def prune(work: Work, step: Prune, context: Context) -> list[Touched]:
 
 
 def _prune_at_once(work: Work, chosen: Sequence[Selected], step: Prune, context: Context) -> list[Touched]:
-    controls: list[Control] = []
+    moving: list[MovingMask] = []
     if step.regrow:
         moving = [MovingMask.on(work.model, one.storage, cast(Prune, one.step)) for one in chosen]
-        controls = [Regrowth(moving, step.regrow, step.regrow_every)]
     for storage, mask in masks_of(work, chosen, step, context):
         attach_mask(work.model, storage, mask)
+    controls: list[Control] = [Regrowth(moving, step.regrow, step.regrow_every)] if step.regrow else []
     return [] if step.train is None else train_(work, step.train, inside_step(step, context), controls)

@@ -48,9 +48,11 @@ def masks_of(
     chosen: Sequence[Selected],
     step: Prune,
     context: Context,
-    fraction: Callable[[float], float] | None = None,
+    fraction: Callable[[Sequence[Selected]], float] | None = None,
 ) -> Iterator[tuple[Storage, Mask]]:
-    """Each chosen storage with its mask; ``fraction`` turns the fractions that the step asks for into others.
+    """Each chosen storage with its mask.
+
+    fraction -- gives what stands in for the step's, for tensors that are ranked together.
 
     What is zero by a mask already goes first and counts.
     """
@@ -61,7 +63,7 @@ def masks_of(
     generator = torch.Generator().manual_seed(context.seed)
     for ranked in ranked_together(chosen, step):
         own = cast(Prune, ranked[0].step)
-        wanted = None if fraction is None else fraction(cast(float, own.fraction))
+        wanted = None if fraction is None else fraction(ranked)
         held = [_prunable(one.storage, scores) for one in ranked]
         with in_context(", ".join(one.name for one in held)):
             masks = prune_masks(held, own, fraction=wanted, generator=generator)

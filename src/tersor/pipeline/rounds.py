@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from tersor.pipeline.work import Work
 from tersor.progress import inside
 from tersor.result import OF_ALL, Touched
 from tersor.spec import Prune
+from tersor.tensor.pruning import check_some_stay, pruned_share
 from tersor.train.checkpoint import load_checkpoint, save_checkpoint
 from tersor.train.control import MovingMask
 from tersor.train.randomness import Randomness
@@ -31,29 +33,33 @@ def prune_in_rounds(work: Work, chosen: Sequence[Selected], step: Prune, context
     """Prune and train in rounds until one falls too far; the model ends as the last round before left it.
 
     Han et al. 2015 (Learning both Weights and Connections), section 3. With ``rewind``, each round trains
-    from what the step began with, under the masks so far (Frankle & Carbin 2019, section 2). The
+    from what the step began with, under the masks so far (Frankle & Carbin 2019, section 2). The sparsity
+    rises from that which is there already. The
     context's checkpoint holds the last good round, a file beside it the training of the present one.
     """
     if work.points:
         raise SpecError("activations are quantized already: prune in rounds before the step that does so")
     assert step.train is not None
-    masks = {one.storage.name: MovingMask.on(work.model, one.storage, one.step) for one in chosen
-             if isinstance(one.step, Prune)}  # fmt: skip
-    begun = _state(work.model)
+    if not chosen:
+        return [Touched(OF_ALL, False, "no round: nothing that the step targets can be pruned by it")]
+    for one in chosen:
+        check_some_stay([one.storage.name], [one.storage.shape], cast(Prune, one.step))
+    masks = {
+        one.storage.name: MovingMask.on(work.model, one.storage, cast(Prune, one.step)) for one in chosen
+    }
+    begun = _state(work.model) if step.rewind else {}
     rounds = _Rounds(step, context)
     rounds.load(work.model)
     if step.max_drop is not None and not rounds.scores:
         rounds.scores.append(_validation_score(work.model, context))
     ended = f"all {step.rounds} rounds are in it"
-    taught: list[Touched] = []
     for number in range(rounds.done + 1, step.rounds + 1):
-        before = _state(work.model)
-        sparsity = partial(iterative_sparsity, number, step.rounds)
-        for storage, mask in masks_of(work, chosen, step, context, sparsity):
+        before = {} if step.max_drop is None else _state(work.model)
+        for storage, mask in masks_of(work, chosen, step, context, partial(_sparsity, number, step, masks)):
             masks[storage.name].set_mask(mask)
         if step.rewind:
             _rewind(work.model, begun)
-        taught = train_(work, step.train, rounds.context_of(number))
+        rounds.taught = train_(work, step.train, rounds.context_of(number))
         if step.max_drop is not None:
             rounds.scores.append(_validation_score(work.model, context))
             drop = rounds.drop()
@@ -62,7 +68,14 @@ def prune_in_rounds(work: Work, chosen: Sequence[Selected], step: Prune, context
                 ended = f"round {number} fell by {drop:.4g} and is not in it"
                 break
         rounds.save(number, work.model)
-    return [Touched(OF_ALL, rounds.done > 0, rounds.words(ended)), *taught]
+    return [Touched(OF_ALL, rounds.done > 0, rounds.words(ended)), *rounds.taught]
+
+
+def _sparsity(number: int, step: Prune, masks: Mapping[str, MovingMask], ranked: Sequence[Selected]) -> float:
+    """That of a round for tensors ranked together, from what was pruned before the step on."""
+    own = cast(Prune, ranked[0].step)
+    start = pruned_share([(one.storage.shape, masks[one.storage.name].kept_before) for one in ranked], own)
+    return iterative_sparsity(number, step.rounds, cast(float, own.fraction), start)
 
 
 @dataclass
@@ -73,6 +86,7 @@ class _Rounds:
     context: Context
     done: int = 0
     scores: list[float] = field(default_factory=list)
+    taught: list[Touched] = field(default_factory=list)  # what is recorded of the last training's teacher
 
     def drop(self, at: int = -1) -> float:
         """By how much a round is worse than the beginning, in the score's unit."""
@@ -98,7 +112,8 @@ class _Rounds:
         self.done = number
         path = self.context.checkpoint
         if path is not None:
-            state = {"identity": self._identity(), "done": number, "scores": self.scores}
+            state = {"identity": self._identity(), "done": number, "scores": self.scores,
+                     "taught": [astuple(one) for one in self.taught]}  # fmt: skip
             save_checkpoint(path, state | {"model": model.state_dict()})
         self._clear(number)
 
@@ -112,6 +127,7 @@ class _Rounds:
             raise TaskError(f"checkpoint {str(path)!r} is of another step or seed: delete it to start anew")
         model.load_state_dict(state["model"])
         self.done, self.scores = state["done"], list(state["scores"])
+        self.taught = [Touched(*one) for one in state["taught"]]
         self._clear(self.done)
 
     def _identity(self) -> list[str | int]:

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from time import perf_counter
 
-import numpy as np
-import torch
-
-import tersor
 from tersor.artifact.writer import disk_errors, replacing
 from tersor.errors import TersorError
-from tersor.model.restore import trained_model
-from tersor.recipe.load import dump_recipe
+from tersor.pipeline.fingerprint import fingerprint
 from tersor.result import StageRecord, Touched
-from tersor.spec import Prune, Recipe
+from tersor.spec import Recipe
 from tersor.task import Task
 
 WORK, KEPT = ".tersor-run", "stages"
@@ -46,11 +40,12 @@ class StageStore:
     def open(cls, folder: Path, task: Task, recipe: Recipe, seed: int, device: str) -> StageStore:
         """The store of this very run, else an empty one.
 
-        It is the same run if recipe, seed, weights (a teacher's too), the code of loss and score, the number
-        of batches, device, threads and versions are; the samples themselves are not compared.
+        It is the same run if recipe, seed, weights (a teacher's too), forward, loss and score (their code and
+        what they hold), the number of batches, device, threads and versions are; the samples themselves are
+        not compared.
         """
         store = cls(folder)
-        key = _fingerprint(task, recipe, seed, device)
+        key = fingerprint(task, recipe, seed, device)
         try:
             if not (store.work / "key").exists() or (store.work / "key").read_text() != key:
                 shutil.rmtree(store.work, ignore_errors=True)
@@ -59,10 +54,11 @@ class StageStore:
         except OSError as error:
             raise TersorError(f"cannot work in {folder}: {error.strerror or error}") from error
         for index, step in enumerate(recipe.steps):
-            note = store.path(index, step.name).with_suffix(".json")
-            if not note.exists():
+            path = store.path(index, step.name)
+            note = path.with_suffix(".json")
+            if not (note.exists() and path.exists()):
                 break
-            store.stages.append(_read(store.path(index, step.name), note))
+            store.stages.append(_read(path, note))
         store.earlier_seconds = sum(stage.record.seconds for stage in store.stages)
         return store
 
@@ -104,10 +100,12 @@ class StageStore:
     def finish(self, keep: bool) -> None:
         """Remove the working folder; with ``keep``, move the stage files to ``folder/stages`` first.
 
-        They take the place of those that an earlier run left there.
+        They take the place of those that an earlier run left there. The key goes first of all: what is left
+        of a folder when the process is killed in here is not gone on from.
         """
         kept = self.folder / KEPT
         with disk_errors(kept):
+            (self.work / "key").unlink(missing_ok=True)
             if keep:
                 kept.mkdir(exist_ok=True)
                 for stale in kept.glob("[0-9]*-*.tersor"):
@@ -128,21 +126,3 @@ def _read(path: Path, note: Path) -> Stage:
     stored = json.loads(note.read_text())
     touched = tuple(Touched(**one) for one in stored["touched"])
     return Stage(path, StageRecord(**stored | {"touched": touched}))
-
-
-def _fingerprint(task: Task, recipe: Recipe, seed: int, device: str) -> str:
-    digest = blake2b(digest_size=16)
-    versions = (tersor.__version__, torch.__version__, np.__version__)
-    counts = [len(one) if isinstance(one, Sized) else None for one in (task.train, task.validation)]
-    digest.update(repr((versions, seed, device, torch.get_num_threads(), counts)).encode())
-    for function in (task.forward, task.reference.forward, task.loss, task.score, task.metric):
-        code = getattr(function, "__code__", None)
-        digest.update(repr((code.co_code, code.co_names)).encode() if code else b"-")
-    digest.update(dump_recipe(recipe).encode())
-    for mask in (Path(step.mask) for step in recipe.steps if isinstance(step, Prune) and step.mask):
-        digest.update(mask.read_bytes() if mask.is_file() else b"-")
-    for one in (task,) if task.teacher is None else (task, task.reference):
-        for name, tensor in trained_model(one).state_dict().items():
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -43,14 +43,14 @@ def without_training(step: Step) -> Step:
         data = (*FROM_GRADIENTS, *FROM_OUTPUTS)
         return replace(
             step, train=None, schedule="one-shot", rounds=5, max_drop=None, rewind=False,
-            regrow=0.0, regrow_every=100, rules=_without(step.rules, data),
+            regrow=0.0, regrow_every=100, rules=_without(step.rules, data, "magnitude"),
             importance="magnitude" if step.importance in data else step.importance,
         )  # fmt: skip
     if isinstance(step, Shrink):
         importance = "l2" if step.importance in ("taylor", "fisher") else step.importance
         return replace(step, train=None, reestimate=0, importance=importance)
     if isinstance(step, Cluster):
-        return replace(step, train=None, importance="none", rules=_without(step.rules, ("none", "fisher")))
+        return replace(step, train=None, importance="none", rules=_without(step.rules, ("fisher",), "none"))
     if isinstance(step, Quantize):
         return replace(
             step, train=None, rounding="nearest", batches=1, freeze_observers=0.0, freeze_norms=0.0
@@ -58,12 +58,11 @@ def without_training(step: Step) -> Step:
     return step
 
 
-def _without(rules: tuple[Rule, ...], importance: tuple[str, ...]) -> tuple[Rule, ...]:
-    """The rules where they do not ask for one of these."""
+def _without(rules: tuple[Rule, ...], importance: tuple[str, ...], instead: str) -> tuple[Rule, ...]:
+    """The rules, with another importance where they ask for one of these."""
     return tuple(
-        replace(rule, override={
-            key: one for key, one in rule.override.items() if key != "importance" or one not in importance
-        })
+        replace(rule, override={**rule.override, "importance": instead})
+        if rule.override.get("importance") in importance else rule
         for rule in rules
     )  # fmt: skip
 

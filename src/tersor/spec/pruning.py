@@ -29,23 +29,23 @@ class Prune:
     Exactly one amount: ``fraction`` in [0, 1), ``count``, a ``threshold`` on the score or a ``percentile``
     of it in [0, 100); or a ``pattern`` N:M, which keeps N of each M consecutive weights along the inputs; or
     a ``mask``, the path of a ``.safetensors`` file with a bool tensor a parameter, True where it is kept.
-    ``scope="global"`` ranks all targets together.
+    ``scope="global"`` ranks all targets together; of channels or blocks each tensor keeps its best one.
 
     granularity -- what goes as a whole and is counted: an ``element``, a ``channel`` (a slice along ``axis``)
         or a ``block`` of ``block_size`` (rows, columns) of the matrix (shape[0], everything else). Channels
         and blocks are ranked by their L-``norm`` over size^(1/norm), so that sizes compare; ``"inf"`` is the
         largest |w|.
     importance -- the score: ``magnitude``, |w|; ``random``; over ``batches`` training batches ``taylor``, the
-        mean |w g| (Molchanov et al. 2019), ``fisher``, w^2 times the mean g^2, ``movement``, the mean of -w g
-        (Sanh et al. 2020): of a channel or a block that of all its weights together. Of output channels:
-        ``apoz``, the share of outputs that are not zero after the activation function (Hu et al. 2016), or
-        ``activation``, their mean magnitude.
+        mean |w g| (Molchanov et al. 2019, where it is squared), ``fisher``, w^2 times the mean g^2,
+        ``movement``, the mean of -w g (Sanh et al. 2020): of a channel or a block that of all its weights
+        together. Of output channels: ``apoz``, the share of outputs that are not zero after the activation
+        function (Hu et al. 2016), or ``activation``, their mean magnitude.
     schedule -- ``linear`` or ``gradual`` raise a fraction (with the cube law of Zhu & Gupta 2017, section 3)
-        during this step's own ``train`` phase, from ``begin`` to ``end`` (shares of it). ``iterative`` prunes
-        and trains in ``rounds``, each taking the same share of what is left (Han et al. 2015), until the
-        validation score has fallen by more than ``max_drop`` (in its own unit) from where the step began: the
-        step ends on the last round before. ``rewind`` trains each round from the values that the step began
-        with (Frankle & Carbin 2019).
+        during this step's own ``train`` phase, from ``begin`` to ``end`` (shares of it) and from what earlier
+        steps pruned. ``iterative`` prunes and trains in ``rounds``, each taking the same share of what is
+        left (Han et al. 2015), until the validation score has fallen by more than ``max_drop`` (in its own
+        unit) from where the step began: the step ends on the last round before. ``rewind`` trains each round
+        from the values that the step began with (Frankle & Carbin 2019).
     regrow -- the share of the kept weights that is exchanged, at first, for pruned ones of greater gradient,
         every ``regrow_every`` steps of ``train``, at constant sparsity (Evci et al. 2020, RigL).
     """

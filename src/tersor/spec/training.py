@@ -19,8 +19,8 @@ class Match:
     mse -- feature maps, by the mean squared error; where the channels (axis 1, or the last axis of tensors
         with fewer than four) differ in number, a linear map from the student's to the teacher's learns with
         the student (Romero et al. 2015, FitNets, section 2.2).
-    cosine -- hidden states, by 1 - cosine over the last axis, with such a map where sizes differ (Sanh et al.
-        2019, DistilBERT, section 3).
+    cosine -- hidden states, by 1 - cosine over the channels (axes as above), with such a map where sizes
+        differ (Sanh et al. 2019, DistilBERT, section 3).
     attention -- where feature maps are large: the sums of squares over channels, normalized (Zagoruyko &
         Komodakis 2017, section 3.1). Channels may differ in number.
 
@@ -55,8 +55,8 @@ class Distill:
     soft -- weight of KL(teacher || student), summed over classes, the mean over all else.
     hard -- weight of the task's own loss.
     decoupled -- (alpha, beta): alpha x the divergence between target class and rest + beta x that among the
-        other classes take the place of KL (Zhao et al. 2022, DKD, eq. 7); where a label is negative, neither
-        counts.
+        other classes take the place of KL (Zhao et al. 2022, DKD, eq. 7); where a label is no class
+        (negative, or 255 of 21), neither counts.
     labels -- where the labels are in a batch: an index or a key (a mapping without it: ``labels``).
     class_axis -- the axis of the classes in the output.
     layers -- inner results that are to be alike.

@@ -11,7 +11,7 @@ channel along it, or for each block of ``block_size`` weights of a channel, laid
 
 from __future__ import annotations
 
-from math import prod, sqrt
+from math import inf, prod, sqrt
 from typing import Any, cast
 
 import numpy as np
@@ -300,6 +300,7 @@ def _between(gradient: Tensor, x: Tensor, low: Any, high: Any) -> Tensor:
     """The gradient where low < x < high, and 0 elsewhere; NaN passes."""
     if isinstance(low, float):
         same = gradient if gradient.dtype == x.dtype else gradient.to(x.dtype)
+        x = x.nan_to_num((low + high) / 2, inf, -inf)  # torch stops NaN where it takes many values at once
         return cast(Tensor, torch.ops.aten.hardtanh_backward(same, x, low, high)).to(gradient.dtype)
     return gradient.masked_fill((x <= low) | (x >= high), 0)
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tersor.errors import SpecError, in_context
 from tersor.spec import AMOUNTS, Prune
-from tersor.tensor.masks import Mask, check_finite, lowest_masks, magnitude_masks
+from tersor.tensor.masks import Mask, as_scores, check_finite, lowest_masks, magnitude_masks
 from tersor.tensor.units import Units, pattern_mask
+
+_WHAT = {"channel": "channels", "block": "blocks"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ def prune_masks(
     What was pruned before goes first and counts. A random score is drawn as :mod:`torch.nn.utils.prune` does,
     so that a generator of the same seed gives the same masks (of float32 and float64). Raises
     :class:`SpecError` where all slices or blocks of a layer would go by its own amount, and
-    :class:`TensorError` for NaN and Inf.
+    :class:`TensorError` for NaN and Inf. Of tensors that are ranked together each keeps its best one.
 
     >>> step = Prune(fraction=0.5, granularity="channel", norm=1)
     >>> prune_masks([Prunable("fc.weight", torch.tensor([[1.0, 1.0], [0.0, 3.0]]))], step)[0].tolist()
@@ -78,6 +82,41 @@ def prune_masks(
     return lowest_masks(scores, names=names, kept=kept, **amounts)
 
 
+def pruned_share(held: Sequence[tuple[tuple[int, ...], Mask | None]], step: Prune) -> float:
+    """How much of what a fraction counts earlier masks have pruned of tensors, each a shape and its mask.
+
+    >>> import numpy as np
+    >>> half = np.array([[True, False], [False, False]])
+    >>> pruned_share([((2, 2), half), ((4, 1), None)], Prune(fraction=0.5))
+    0.375
+    >>> pruned_share([((2, 2), half)], Prune(fraction=0.5, granularity="channel"))
+    0.5
+    """
+    gone = total = 0
+    for shape, mask in held:
+        units = units_of(shape, step)
+        total += prod(shape) if units is None else units.count
+        if mask is not None:
+            kept = mask if units is None else units.kept(mask)
+            gone += kept.size - int(kept.sum())
+    return gone / total if total else 0.0
+
+
+def check_some_stay(names: Sequence[str], shapes: Sequence[tuple[int, ...]], step: Prune) -> None:
+    """Raise :class:`SpecError` where the step's fraction takes all slices or blocks of a layer by its own."""
+    if step.scope == "global" or step.fraction is None:
+        return
+    for name, shape in zip(names, shapes, strict=True):
+        units = units_of(shape, step)
+        if units is not None and units.count and round(step.fraction * units.count) == units.count:
+            raise _none_left(name, units.count, step)
+
+
+def _none_left(name: str, count: int, step: Prune) -> SpecError:
+    return SpecError(f"all {count} {_WHAT[step.granularity]} of {name} would be pruned, and nothing would "
+                     "pass: ask for less, or leave it out by a rule")  # fmt: skip
+
+
 def summed(values: Tensor, step: Prune) -> Tensor:
     """What is ranked of one number a weight: their sums over the step's slices or blocks, if it has any.
 
@@ -91,7 +130,8 @@ def summed(values: Tensor, step: Prune) -> Tensor:
 def gradient_score(weight: Tensor, gradient: Tensor, step: Prune) -> Tensor:
     """What one batch says of how much the weights matter, as ``step.importance`` has it.
 
-    ``taylor``: the loss changes by about |sum of w g| without a unit (Molchanov et al. 2017, equation 7);
+    ``taylor``: the loss changes by about |sum of w g| without a unit (Molchanov et al. 2019, whose equation 8
+    takes its square: the same order in a batch, but not in the mean over several);
     ``movement``: -sum of w g, less than 0 where the loss wants weights nearer to zero (Sanh et al. 2020,
     section 3); ``fisher``: the sum of w^2 g^2.
 
@@ -134,7 +174,7 @@ def _unit_masks(
             scores.append(torch.rand(found.count, generator=generator))
         else:
             scores.append(_from_data(one))
-    what = "channels" if step.granularity == "channel" else "blocks"
+    what = _WHAT[step.granularity]
     total = sum(one.count for one in units)
     if (amounts.get("count") or 0) > total:
         raise SpecError(f"count is {amounts['count']}: there are {total} {what} to prune")
@@ -142,9 +182,12 @@ def _unit_masks(
         None if one.kept is None else found.kept(one.kept) for one, found in zip(ranked, units, strict=True)
     ]
     masks = lowest_masks(scores, names=[one.name for one in ranked], kept=kept, **amounts)
-    if step.scope == "layer" and masks and masks[0].size and not masks[0].any():
-        raise SpecError(f"all {masks[0].size} {what} of {ranked[0].name} would be pruned, and nothing would "
-                        "pass: ask for less, or leave it out by a rule")  # fmt: skip
+    for one, mask, before, score in zip(ranked, masks, kept, scores, strict=True):
+        if mask.size and not mask.any():
+            if step.scope == "layer":
+                raise _none_left(one.name, mask.size, step)
+            best = as_scores(score) if before is None else np.where(before, as_scores(score), -np.inf)
+            mask[best.argmax()] = before is None or bool(before.any())
     return [found.spread(mask) for found, mask in zip(units, masks, strict=True)]
 
 

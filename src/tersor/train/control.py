@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
+from torch.utils.hooks import RemovableHandle
 
 from tersor.errors import SpecError, TargetError, in_context
 from tersor.model.attach import attach_mask
@@ -21,7 +22,14 @@ from tersor.model.storage import Storage
 from tersor.spec import FROM_GRADIENTS, Cluster, Prune
 from tersor.task import Batch, Output
 from tersor.tensor.masks import Mask
-from tersor.tensor.pruning import Prunable, gradient_score, prune_masks, summed
+from tersor.tensor.pruning import (
+    Prunable,
+    check_some_stay,
+    gradient_score,
+    prune_masks,
+    pruned_share,
+    summed,
+)
 from tersor.train.schedule import cubic_sparsity, linear_sparsity
 
 UPDATES = 100
@@ -83,20 +91,29 @@ class GradualPruning(Control):
 
     A pruned weight keeps its last value in the latent and may come back while the ramp goes on (Zhu & Gupta
     2017, section 3); what was pruned before this phase may not. The last mask stands before the last step.
-    A score of gradients adds up over all steps so far, with the weights as each left them; a weight has none
-    while it is pruned (Sanh et al. 2020, section 3). Random ones are drawn once, from ``seed``.
+    It rises from the sparsity that is there already. A score of gradients adds up over all steps so far, with
+    the weights as each left them; the gradient is that to the whole weight, before it is clipped, so that
+    scores of pruned weights move on too (Sanh et al. 2020, section 3, after equation 2). Random ones are
+    drawn once, from ``seed``. Raises :class:`TargetError` for a weight that no gradient can rank, and
+    :class:`SpecError` where no channel or block would be left in the end, before anything trains.
     """
 
     def __init__(self, model: nn.Module, chosen: Sequence[Selected], step: Prune, seed: int = 0) -> None:
         self.step = step
         self.seed = seed
+        for one in chosen:
+            check_some_stay([one.storage.name], [one.storage.shape], cast(Prune, one.step))
         self.groups = [
             [MovingMask.on(model, one.storage, cast(Prune, one.step)) for one in group]
             for group in ranked_together(chosen, step)
         ]
+        self.starts = [pruned_share([(one.storage.shape, one.kept_before) for one in group], group[0].step)
+                       for group in self.groups]  # fmt: skip
         self.scored = [one for group in self.groups for one in group if one.step.importance in FROM_GRADIENTS]
-        for one in self.scored:
-            one.begin_scores()
+        self.watched: list[DenseGradient] = []
+        for moving in self.scored:
+            moving.expect_gradients("ranks it by gradients: skip it, or rank by magnitude")
+            moving.begin_scores()
 
     def on_step_begin(self, step: int, total: int) -> None:
         """Set the masks of this step, if it is one that does."""
@@ -108,18 +125,24 @@ class GradualPruning(Control):
                             "train longer, or rank by magnitude")  # fmt: skip
         if step == last or (first <= step < last and (step - first) % every == 0):
             self.set_masks((step - first) / (last - first) if last > first else 1.0)
+        self.watched = [DenseGradient(one.held) for one in self.scored] if step < last else []
 
     def after_step(self, step: int, total: int) -> None:
-        """Add what the gradients of this step say."""
-        for one in self.scored:
-            one.add_scores()
+        """Add what the gradients of this step say, while there are masks to come."""
+        for one, seen in zip(self.scored, self.watched, strict=False):
+            gradient = one.taken(seen)
+            if gradient is not None:
+                one.add_scores(gradient)
+        self.watched = []
 
     def set_masks(self, done: float) -> None:
         """The masks of a share ``done`` of the ramp."""
         sparsity = linear_sparsity if self.step.schedule == "linear" else cubic_sparsity
         generator = torch.Generator().manual_seed(self.seed)
-        for group in self.groups:
-            fraction = sparsity(done, cast(float, group[0].step.fraction))
+        for group, start in zip(self.groups, self.starts, strict=True):
+            fraction = sparsity(done, cast(float, group[0].step.fraction), start)
+            for one in group if fraction > start else ():
+                one.check_reached()
             with in_context(", ".join(one.storage.name for one in group)):
                 masks = prune_masks(
                     [one.prunable() for one in group], group[0].step, fraction=fraction, generator=generator
@@ -207,17 +230,50 @@ class MovingMask:
         kept = mask if self.kept_before is None else mask & self.kept_before
         cast(Tensor, self.held.kept).copy_(torch.from_numpy(kept))
 
+    def expect_gradients(self, why: str) -> None:
+        """Note from here on, in a buffer, whether one arrives; ``why``: what needs it, and what to do."""
+        if not self.storage.originals()[0].requires_grad:
+            raise TargetError(f"{self.storage.name} does not require a gradient, and the step {why}")
+        device = self.storage.originals()[0].device
+        self.held.register_buffer("reached", torch.zeros((), dtype=torch.bool, device=device))
+
+    def taken(self, seen: DenseGradient) -> Tensor | None:
+        """The gradient of a step, from which on none is watched."""
+        seen.handle.remove()
+        if seen.gradient is not None:
+            cast(Tensor, self.held.reached).fill_(True)
+        return seen.gradient
+
+    def check_reached(self) -> None:
+        """:class:`TargetError` where gradients are expected, and none has arrived."""
+        if hasattr(self.held, "reached") and not bool(self.held.reached):
+            raise TargetError(f"no gradient has reached {self.storage.name}, and the step needs one: the "
+                              "loss does not depend on it; leave it out by a rule")  # fmt: skip
+
     def begin_scores(self) -> None:
         """Start adding up scores, in a buffer: it is in checkpoints."""
         zero = torch.zeros_like(self.storage.originals()[0].detach(), dtype=torch.float32)
         self.held.register_buffer("scores", summed(zero, self.step))
 
-    def add_scores(self) -> None:
-        """Add what the gradient of the last step says."""
-        latent = self.storage.originals()[0]
-        if latent.grad is not None:
-            added = gradient_score(latent.detach(), latent.grad, self.step)
-            cast(Tensor, self.held.scores).add_(added)
+    def add_scores(self, gradient: Tensor) -> None:
+        """Add what the gradient to the whole weight says, pruned parts too."""
+        cast(Tensor, self.held.scores).add_(gradient_score(self.latent(), gradient, self.step))
+
+
+class DenseGradient:
+    """The gradient to a whole weight, pruned parts too, of the passes until ``handle`` is removed."""
+
+    def __init__(self, held: nn.Module) -> None:
+        self.gradient: Tensor | None = None
+        self.handle: RemovableHandle = held.register_forward_hook(self._watch)
+
+    def _watch(self, module: nn.Module, inputs: tuple[Any, ...], weight: Tensor) -> None:
+        if weight.requires_grad:
+            weight.register_hook(self._add)  # type: ignore[no-untyped-call]
+
+    def _add(self, gradient: Tensor) -> None:
+        seen = gradient.detach().clone()
+        self.gradient = seen if self.gradient is None else self.gradient + seen
 
 
 def _shared(storage: Storage) -> SharedWeight:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +12,8 @@ from torch.nn import functional as F
 from tersor.errors import TaskError
 from tersor.spec import Distill
 from tersor.task import Batch, Output
+
+_IMPOSSIBLE = -1e30  # stands in for a logarithm of 0, whose differences are NaN
 
 
 def soft_loss(student: Tensor, teacher: Tensor, *, temperature: float, class_axis: int = 1) -> Tensor:
@@ -35,7 +38,8 @@ def decoupled_terms(
     """(target class against the rest, among the other classes, the teacher's probability of the rest).
 
     Each has one value a label. KL is the first + the second x the third: Zhao et al. 2022 (Decoupled
-    Knowledge Distillation), section 3.1, equation 5. Labels are non-negative classes.
+    Knowledge Distillation), section 3.1, equation 5. Labels are classes. A class whose logit
+    is -inf by the teacher has no part.
 
     >>> import torch
     >>> one, other = torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[2.0, 0.0, 3.0]])
@@ -55,7 +59,7 @@ def decoupled_terms(
 
     (own_hit, own_rest, own_others), (hit, rest, others) = parts(own), parts(target)
     first = hit.exp() * (hit - own_hit) + rest.exp() * (rest - own_rest)
-    weights = others.exp().scatter(class_axis, at, 0.0)
+    weights = others.exp().masked_fill(target <= _IMPOSSIBLE, 0.0).scatter(class_axis, at, 0.0)
     second = (weights * (others - own_others)).sum(class_axis)
     return first.squeeze(class_axis), second, rest.exp().squeeze(class_axis)
 
@@ -70,9 +74,9 @@ def output_loss(spec: Distill, student: Tensor, teacher: Tensor, batch: Batch) -
     labels = labels_of(batch, student, spec)
     if isinstance(labels, str):
         raise TaskError(f"distill.decoupled needs the class of each sample, and {labels}")
-    counted = labels >= 0
+    counted = (labels >= 0) & (labels < student.shape[spec.class_axis])
     target, among, _ = decoupled_terms(
-        student, teacher, labels.clamp(min=0), temperature=spec.temperature, class_axis=spec.class_axis
+        student, teacher, labels.where(counted, 0), temperature=spec.temperature, class_axis=spec.class_axis
     )
     alpha, beta = spec.decoupled
     each = (alpha * target + beta * among) * counted
@@ -124,8 +128,23 @@ def labels_of(batch: Batch, logits: Tensor, spec: Distill) -> Tensor | str:
     return labels.long()
 
 
+def other_axis(batch: Batch, logits: Tensor, spec: Distill) -> int | None:
+    """The axis of ``logits`` that the batch's labels take for that of the classes, if it is not the spec's.
+
+    >>> import torch
+    >>> other_axis((None, torch.zeros(8, 7).long()), torch.zeros(8, 7, 5), Distill())
+    2
+    """
+    axes = [spec.class_axis, *(one for one in reversed(range(logits.ndim)) if logits.shape[one] > 1)]
+    fitting = [
+        one for one in axes if isinstance(labels_of(batch, logits, replace(spec, class_axis=one)), Tensor)
+    ]
+    return fitting[0] if fitting and fitting[0] != spec.class_axis else None
+
+
 def _softened(student: Tensor, teacher: Tensor, temperature: float, class_axis: int) -> tuple[Tensor, Tensor]:
-    return (
-        (student.float() / temperature).log_softmax(class_axis),
-        (teacher.float() / temperature).log_softmax(class_axis),
-    )
+    """Logarithms of probabilities; where the teacher's is -inf, numbers whose terms are 0, and not NaN."""
+    own = (student.float() / temperature).log_softmax(class_axis)
+    target = (teacher.float() / temperature).log_softmax(class_axis)
+    never = target.isneginf()
+    return own.masked_fill(never & own.isneginf(), _IMPOSSIBLE), target.masked_fill(never, _IMPOSSIBLE)

@@ -118,7 +118,8 @@ def cosine_term(student: Tensor, teacher: Tensor) -> Tensor:
 def attention_term(student: Tensor, teacher: Tensor) -> Tensor:
     """The squared distance of the attention maps, the mean over samples.
 
-    Zagoruyko & Komodakis 2017 (Paying more attention to attention), section 3.1, equation 2, with p = 2.
+    Zagoruyko & Komodakis 2017 (Paying more attention to attention), section 3.1, equation 2, with maps of
+    p = 2; its norm is squared here, and its factor of beta / 2 is left to the weight of the term.
 
     >>> x = torch.rand(2, 3, 4, 4)
     >>> float(attention_term(x, 5 * x)) < 1e-12

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,10 +13,17 @@ import torch
 from tersor.task import Batch
 
 State = dict[str, Any]
+Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+
+_ONE = ("dataset", "sampler", "batch_sampler", "transform", "target_transform")  # what a part may be made of
+_SOME = ("datasets", "transforms")
 
 
 class Randomness:
-    """torch, ``random``, NumPy's global state, and the generators that a loader or its parts hold."""
+    """torch, ``random``, NumPy's global state, and the generators that a loader or its parts hold.
+
+    Its parts are its samplers and data sets, what data sets are made of, and their transforms.
+    """
 
     def __init__(self, loader: Iterable[Batch]) -> None:
         self.generators = _generators(loader)
@@ -39,6 +46,10 @@ class Randomness:
         for generator in self.generators:
             if isinstance(generator, torch.Generator):
                 generator.manual_seed(seed)
+            elif isinstance(generator, random.Random):
+                generator.seed(seed)
+            elif isinstance(generator, np.random.RandomState):
+                generator.seed(seed % 2**32)
             else:
                 generator.bit_generator.state = type(generator.bit_generator)(seed).state
 
@@ -49,10 +60,7 @@ class Randomness:
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "random": random.getstate(),
             "numpy": _plain(np.random.get_state(legacy=False)),
-            "generators": [
-                one.get_state() if isinstance(one, torch.Generator) else _plain(one.bit_generator.state)
-                for one in self.generators
-            ],
+            "generators": [_state_of(one) for one in self.generators],
         }
 
     def set_state(self, state: State) -> None:
@@ -65,6 +73,10 @@ class Randomness:
         for generator, saved in zip(self.generators, state["generators"], strict=True):
             if isinstance(generator, torch.Generator):
                 generator.set_state(saved.cpu())
+            elif isinstance(generator, random.Random):
+                generator.setstate(saved)
+            elif isinstance(generator, np.random.RandomState):
+                generator.set_state(_as_in(generator.get_state(legacy=False), saved))
             else:
                 generator.bit_generator.state = _as_in(generator.bit_generator.state, saved)
 
@@ -83,14 +95,33 @@ def _as_in(present: Any, saved: Any) -> Any:
     return np.asarray(saved, present.dtype) if isinstance(present, np.ndarray) else saved
 
 
-def _generators(loader: Iterable[Batch]) -> list[torch.Generator | np.random.Generator]:
-    batches = getattr(loader, "batch_sampler", None)
-    parts = [loader, getattr(loader, "dataset", None), getattr(loader, "sampler", None), batches]
-    parts.append(getattr(batches, "sampler", None))
-    found = [
-        value
-        for part in parts
-        for value in getattr(part, "__dict__", {}).values()
-        if isinstance(value, torch.Generator | np.random.Generator)
-    ]
-    return list({id(one): one for one in found}.values())
+def _state_of(generator: Generator) -> Any:
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    if isinstance(generator, np.random.RandomState):
+        return _plain(generator.get_state(legacy=False))
+    return _plain(generator.bit_generator.state)
+
+
+def _generators(loader: Iterable[Batch]) -> list[Generator]:
+    parts: list[Any] = [loader]
+    seen: dict[int, Any] = {}
+    found: dict[int, Generator] = {}
+    while parts:
+        part = parts.pop(0)
+        if id(part) in seen or part is None:
+            continue
+        seen[id(part)] = part
+        held = getattr(part, "__dict__", {})
+        for value in held.values():
+            if isinstance(value, Generator) and not isinstance(value, random.SystemRandom):
+                found[id(value)] = value
+        parts += [getattr(part, name, None) for name in _ONE]
+        for name in _SOME:
+            inner = held.get(name)
+            parts += (
+                inner.values() if isinstance(inner, Mapping) else inner if isinstance(inner, Sequence) else []
+            )
+    return list(found.values())

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 
-from tersor.errors import SpecError, in_context
+from tersor.errors import SpecError, TargetError, in_context
+from tersor.model.grid import GridWeight
 from tersor.tensor.masks import lowest_masks
-from tersor.train.control import Control, MovingMask
+from tersor.train.control import Control, DenseGradient, MovingMask
 from tersor.train.schedule import regrown_share
 
 
@@ -22,7 +21,8 @@ class Regrowth(Control):
     So the sparsity of each tensor stays exactly what it is. The share of the kept weights that is exchanged
     falls from ``share`` along a cosine to none at 75 % of the training. A grown weight starts at zero. What
     was pruned before the step does not grow. Evci et al. 2020 (Rigging the Lottery), algorithm 1; here the
-    optimizer makes its step there too, and the gradients are those that it was made with.
+    optimizer makes its step there too, and the gradients are those that it was made with. Raises
+    :class:`TargetError` for a weight that is quantized already, or that no gradient reaches.
     """
 
     def __init__(self, masks: Sequence[MovingMask], share: float, every: int) -> None:
@@ -33,21 +33,27 @@ class Regrowth(Control):
         self.masks = list(masks)
         self.share = share
         self.every = every
-        self.watched: list[_DenseGradient] = []
+        self.watched: list[DenseGradient] = []
+        for one in self.masks:
+            if isinstance(one.held, GridWeight):
+                raise TargetError(f"{one.storage.name} is quantized already: prune with regrow before the "
+                                  "step that quantizes it")  # fmt: skip
+            one.expect_gradients("grows weights by gradients: skip it, or set regrow: 0")
 
     def on_step_begin(self, step: int, total: int) -> None:
         """Watch the gradients of all weights, pruned ones too, if they are exchanged after this step."""
         if step and step % self.every == 0 and regrown_share(step, total, self.share) > 0:
-            self.watched = [_DenseGradient(one.held) for one in self.masks]
+            self.watched = [DenseGradient(one.held) for one in self.masks]
 
     def after_step(self, step: int, total: int) -> None:
         """Exchange weights, if it is time."""
         share = regrown_share(step, total, self.share)
         for one, seen in zip(self.masks, self.watched, strict=False):
-            seen.handle.remove()
-            if seen.gradient is not None:
+            gradient = one.taken(seen)
+            one.check_reached()
+            if gradient is not None:  # of a part that this batch took no way through, there is none
                 with in_context(one.storage.name):
-                    exchange_(one, seen.gradient, share)
+                    exchange_(one, gradient, share)
         self.watched = []
 
 
@@ -67,19 +73,3 @@ def exchange_(moving: MovingMask, gradient: Tensor, share: float) -> int:
     with torch.no_grad():
         latent.masked_fill_(new, 0.0)
     return int(np.count_nonzero(grown & ~kept))
-
-
-class _DenseGradient:
-    """The gradient to a whole weight, pruned parts too, of the passes until ``handle`` is removed."""
-
-    def __init__(self, held: nn.Module) -> None:
-        self.gradient: Tensor | None = None
-        self.handle: RemovableHandle = held.register_forward_hook(self._watch)
-
-    def _watch(self, module: nn.Module, inputs: tuple[Any, ...], weight: Tensor) -> None:
-        if weight.requires_grad:
-            weight.register_hook(self._add)  # type: ignore[no-untyped-call]
-
-    def _add(self, gradient: Tensor) -> None:
-        seen = gradient.detach().clone()
-        self.gradient = seen if self.gradient is None else self.gradient + seen

@@ -24,35 +24,42 @@ def learning_rate(step: int, total: int, phase: Train) -> float:
     return phase.lr * left[phase.schedule]
 
 
-def linear_sparsity(done: float, final: float) -> float:
-    """The sparsity when a share ``done`` of the ramp is over: the same for each step.
+def linear_sparsity(done: float, final: float, start: float = 0.0) -> float:
+    """The sparsity when a share ``done`` of the ramp from ``start`` is over: the same for each step.
 
     >>> [linear_sparsity(done, 0.8) for done in (-1, 0, 0.5, 1, 2)]
     [0.0, 0.0, 0.4, 0.8, 0.8]
     """
-    return final * min(max(done, 0.0), 1.0)
+    return start + (max(final, start) - start) * min(max(done, 0.0), 1.0)
 
 
-def cubic_sparsity(done: float, final: float) -> float:
-    """The sparsity when a share ``done`` of the ramp is over: steep first, flat last.
+def cubic_sparsity(done: float, final: float, start: float = 0.0) -> float:
+    """The sparsity when a share ``done`` of the ramp from ``start`` is over: steep first, flat last.
 
-    Zhu & Gupta 2017 (To prune, or not to prune), section 3, equation 1, from zero.
+    Zhu & Gupta 2017 (To prune, or not to prune), section 3, equation 1, where ``start`` is s_i.
 
     >>> [cubic_sparsity(done, 1.0) for done in (-1, 0, 0.5, 1, 2)]
     [0.0, 0.0, 0.875, 1.0, 1.0]
+    >>> [cubic_sparsity(done, 1.0, 0.5) for done in (0, 0.5, 1)]
+    [0.5, 0.9375, 1.0]
     """
-    return final * (1 - (1 - min(max(done, 0.0), 1.0)) ** 3)
+    return start + (max(final, start) - start) * (1 - (1 - min(max(done, 0.0), 1.0)) ** 3)
 
 
-def iterative_sparsity(done: int, rounds: int, final: float) -> float:
+def iterative_sparsity(done: int, rounds: int, final: float, start: float = 0.0) -> float:
     """The sparsity after ``done`` of so many rounds, each of which takes the same share of what is left.
 
     Han et al. 2015 (Learning both Weights and Connections), section 3; Frankle & Carbin 2019, section 2.
 
     >>> [round(iterative_sparsity(done, 3, 0.992), 4) for done in (0, 1, 2, 3)]
     [0.0, 0.8, 0.96, 0.992]
+    >>> [round(iterative_sparsity(done, 2, 0.98, 0.5), 4) for done in (0, 1, 2)]
+    [0.5, 0.9, 0.98]
     """
-    return final if done >= rounds else 1 - (1 - final) ** (done / rounds)
+    if done >= rounds or start >= final:
+        return max(final, start)
+    left: float = ((1 - final) / (1 - start)) ** (done / rounds)
+    return 1 - (1 - start) * left
 
 
 def regrown_share(step: int, total: int, share: float) -> float:

@@ -17,7 +17,7 @@ from tersor.result import TEACHER, Touched
 from tersor.spec import Distill, Train
 from tersor.task import Batch, Output, Task
 from tersor.train.control import Control
-from tersor.train.distill import labels_of, logits_of, output_loss
+from tersor.train.distill import labels_of, logits_of, other_axis, output_loss
 from tersor.train.matching import LayerTerms, pairs_of, sides_of
 from tersor.train.randomness import Randomness
 from tersor.train.watching import watch
@@ -141,8 +141,13 @@ def _obstacle(teaching: Teaching, task: Task, batch: Batch, asked: bool) -> str:
             f"the teacher's output has the shape {tuple(taught.shape)}, the student's {tuple(own.shape)}: "
             "soft targets need the same (soft: 0 leaves them out)"
         )
-    labels = labels_of(batch, own, spec) if spec.decoupled is not None or not asked else ""
-    return labels if isinstance(labels, str) else ""
+    labels = labels_of(batch, own, spec)
+    if isinstance(labels, Tensor):
+        return ""
+    axis = other_axis(batch, own, spec)
+    if axis is not None:
+        return f"{labels}: they fit class_axis: {axis}"
+    return labels if spec.decoupled is not None or not asked else ""
 
 
 def _words(spec: Distill, task: Task) -> str:
