@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -118,7 +119,7 @@ def latencies(task: Task, path: Path | None) -> list[dict[str, Any]]:
         rows = []
         for size in BATCH_SIZES:
             given = [np.resize(images, (size, *images.shape[1:]))]
-            calls = {name: (lambda one=one: one.call(given)) for name, one in sessions.items()}
+            calls = {name: partial(one.call, given) for name, one in sessions.items()}
             found = compare_latency(calls, rounds=ROUNDS, clock=time.process_time)
             rows += [{"batch_size": size, **asdict(one)} for one in found if one.name == "shrunk"]
     return rows
