@@ -94,6 +94,14 @@ def test_same_seed_same_bytes_and_the_earlier_result_is_replaced(compress, tmp_p
     assert path.read_bytes() == first
 
 
+def test_what_was_exported_from_an_earlier_file_is_told(compress, task_file, tmp_path, capfd):
+    assert compress("-r", "cluster") == 0
+    assert "export it again" not in capfd.readouterr().err
+    assert run(["export", f"{task_file}:make", str(tmp_path / "out")]) == 0
+    assert compress("-r", "cluster", "--set", "cluster.bits=2") == 0
+    assert "model.onnx is older than model.tersor: export it again" in capfd.readouterr().err
+
+
 def test_a_dry_run_says_what_it_would_do_and_writes_nothing(compress, tmp_path, capfd):
     assert compress("-r", "deep-compression", "--dry-run", "--json") == 0
     out, err = capfd.readouterr()

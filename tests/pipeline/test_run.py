@@ -413,6 +413,25 @@ def test_a_kept_stage_is_of_this_run(task, recipe, tmp_path):
     assert kept["1-code.tersor"].read_bytes() == result.path.read_bytes()
 
 
+def test_an_unfinished_run_of_another_seed_is_told_before_it_goes(task, recipe, tmp_path):
+    told = []
+
+    def progress(phase, done, total, note=""):
+        told.append((phase, note))
+        if phase == "cluster" and len(told) < 10**6 and not any(one == "stop" for one, _ in told):
+            told.append(("stop", ""))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tersor.compress(task, recipe, out=tmp_path, progress=progress)
+    tersor.compress(task, recipe, out=tmp_path, seed=1, progress=progress)
+    assert [note for phase, note in told if phase == "start"] == [
+        "what an unfinished run left here was of another recipe, task or seed"
+    ]
+    tersor.compress(task, recipe, out=tmp_path, progress=progress)
+    assert len([phase for phase, _ in told if phase == "start"]) == 1
+
+
 def test_the_seconds_of_an_interrupted_part_count(task, recipe, tmp_path, monkeypatch):
     clock = itertools.count(0, 10)
     monkeypatch.setattr(stages_module, "perf_counter", lambda: float(next(clock)))

@@ -80,6 +80,9 @@ def test_one_amount_takes_the_place_of_another():
     assert replace_fields(Shrink(macs=0.5), {"fraction": 0.3}) == Shrink(fraction=0.3)
     assert replace_fields(Shrink(count=3), {"macs": 0.3}) == Shrink(macs=0.3)
     assert replace_fields(Prune(count=3), {"fraction": 0.3}) == Prune(fraction=0.3)
+    assert replace_fields(Prune(fraction=0.3), {"count": None}) == Prune(fraction=0.3)
+    assert replace_fields(Shrink(macs=0.5), {"fraction": 0.3, "macs": None}) == Shrink(fraction=0.3)
+    assert replace_fields(Cluster(bits=4), {"bits": None, "rate": 0.1}) == Cluster(rate=0.1)
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,8 @@ def _compress(task: Task, recipe: Recipe, out: Path, **options: Any) -> dict[str
     )
     for name in ("model.tersor", "result.json", "recipe.yaml"):
         console.say(f"wrote {out / name}: {format_bytes((out / name).stat().st_size)}")
+    for path in sorted(one for one in out.iterdir() if one.suffix in (".onnx", ".xml", ".tflite")):
+        console.say(f"{path} is older than model.tersor: export it again")
     return {"out": str(out), **result.to_dict()}
 
 

@@ -89,6 +89,8 @@ def compress(
     folder = Path(mkdtemp(prefix="tersor-") if out is None else out)
     try:
         store = StageStore.open(folder, task, plan, seed, device)
+        if store.discarded:
+            progress("start", 1, 1, "what an unfinished run left here was of another recipe, task or seed")
         result = _compress(store, plan, context, asked_drop)
         result.save(folder)
         result = replace(result, path=folder / ARTIFACT)

@@ -34,6 +34,7 @@ class StageStore:
 
     folder: Path
     stages: list[Stage] = field(default_factory=list)
+    discarded: bool = False  # whether another run was left unfinished here, and is gone now
     earlier_seconds: float = 0.0  # of the stages and parts of stages that an interrupted run left
 
     @classmethod
@@ -48,6 +49,7 @@ class StageStore:
         key = fingerprint(task, recipe, seed, device)
         try:
             if not (store.work / "key").exists() or (store.work / "key").read_text() != key:
+                store.discarded = (store.work / "key").exists()
                 shutil.rmtree(store.work, ignore_errors=True)
                 store.work.mkdir(parents=True)
                 (store.work / "key").write_text(key)

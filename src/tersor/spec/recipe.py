@@ -77,13 +77,16 @@ class Recipe:
 
 
 def replace_fields(step: StepT, changes: Mapping[str, Any]) -> StepT:
-    """``dataclasses.replace`` that names the field it does not know, and swaps one amount for another."""
+    """``dataclasses.replace`` that names the field it does not know, and swaps one amount for another.
+
+    An amount that is set to None takes no other away.
+    """
     known = [one.name for one in fields(step)]
     for name in changes:
         if name not in known:
             raise SpecError(f"{step.kind} has no field {name!r}.{did_you_mean(name, known)}")
     changes = dict(changes)
     for family in FAMILIES:
-        if any(name in changes for name in family):
+        if any(changes.get(name) is not None for name in family):
             changes = {name: None for name in family if name in known} | changes
     return replace(step, **changes)
