@@ -66,3 +66,18 @@ def test_a_pattern_or_a_rule_that_cannot_be_meant(capsys, tmp_path, body, messag
     path.write_text(f"steps: [cluster: {{bits: 4, {body}}}]")
     assert run(["recipe", "validate", str(path)]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["prune", "shrink", "train", "distill", "match", "quantize", "code"])
+def test_the_fields_of_a_step_are_told_with_their_defaults(capsys, kind):
+    assert run(["recipe", "fields", kind, "--json"]) == 0
+    out, err = capsys.readouterr()
+    rows = json.loads(out)
+    assert {"name", "type", "default"} == set(rows[0])
+    assert all(row["name"] in err for row in rows)
+    assert "``" not in err and ":func:" not in err and ">>>" not in err
+
+
+def test_the_fields_of_what_is_no_step(capsys):
+    assert run(["recipe", "fields", "shrnk"]) == 2
+    assert "Did you mean 'shrink'?" in capsys.readouterr().err

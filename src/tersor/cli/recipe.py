@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from dataclasses import MISSING, fields
+from typing import Any
+
 import click
 
 from tersor.cli import console
+
+_ROLE = re.compile(r":\w+:`~?([^`]+)`")  # of a docstring
 
 
 @click.group()
@@ -39,6 +46,29 @@ def show(source: str, sets: tuple[str, ...], as_json: bool) -> None:
         emit(recipe_to_dict(found))
         if not as_json:
             click.echo(dump_recipe(found) if sets else recipe_text(source)[1], nl=False)
+
+
+@recipe.command("fields")
+@click.argument("kind", metavar="STEP")
+@click.option("--json", "as_json", is_flag=True, help="Name, type and default of each field as JSON.")
+def show_fields(kind: str, as_json: bool) -> None:
+    """Say what a kind of step does and what each of its fields means (prune, shrink, distill, ...)."""
+    with console.json_alone(as_json) as emit:
+        from tersor.errors import SpecError, did_you_mean
+        from tersor.report import Table
+        from tersor.spec import STEPS, Distill, Match
+
+        kinds: dict[str, Any] = {**STEPS, Distill.kind: Distill, Match.kind: Match}
+        if kind not in kinds:
+            raise SpecError(f"{kind!r} is no kind of step.{did_you_mean(kind, kinds)}")
+        rows = [
+            (one.name, str(one.type), "-" if one.default is MISSING else repr(one.default))
+            for one in fields(kinds[kind])
+        ]
+        text = (inspect.getdoc(kinds[kind]) or "").partition(">>>")[0].rstrip()
+        console.say(_ROLE.sub(r"\1", text).replace("``", ""))
+        console.show(Table(f"fields of {kind}", ("field", "type", "default"), tuple(rows), left=3))
+        emit([dict(zip(("name", "type", "default"), row, strict=True)) for row in rows])
 
 
 @recipe.command()
