@@ -1,9 +1,9 @@
 """Rounding to one grid in one pass forward and one backward: what quantized training spends its time on.
 
-torch takes several passes over memory each way for the same arithmetic (:mod:`tersor.tensor.fake`), and
-converts bfloat16 to float32 and back. Here each value is read once: forward and backward of two million values
-on one thread were 8 times as fast in bfloat16, 1.0 to 1.4 times in float32. It runs on one thread, so where
-torch may use many, its passes are taken instead.
+torch takes several passes over memory each way for the same arithmetic (:mod:`tersor.tensor.fake`), and it
+converts bfloat16 to float32 and back. Here each value is read once: forward and backward of two million
+values on one thread were 8 times as fast in bfloat16, 1.0 to 1.4 times in float32. It runs on one thread, so
+where torch may use many, its passes are taken instead.
 """
 
 from __future__ import annotations
