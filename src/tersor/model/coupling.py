@@ -49,6 +49,7 @@ class Coupling:
     axes -- (parameter or buffer, dimension) -> the label of each index along it.
     makers -- those of them that make channels: rows of a weight, columns of an embedding.
     readers -- those that read them: columns of a weight.
+    carriers -- rows of depthwise convolutions, which make the channels that they read.
     heads -- path of a module -> one label for each of its attention heads.
     calls -- the products in the graph, as often as they are computed.
     """
@@ -59,6 +60,7 @@ class Coupling:
     axes: dict[Axis, Tensor] = field(default_factory=dict)
     makers: dict[Axis, None] = field(default_factory=dict)
     readers: dict[Axis, None] = field(default_factory=dict)
+    carriers: dict[Axis, None] = field(default_factory=dict)
     heads: dict[str, Tensor] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     samples: int = 1

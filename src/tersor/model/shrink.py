@@ -37,6 +37,8 @@ class Group:
     """Layers whose channels go together.
 
     layers -- the parameters that make the channels; axes -- with their dimension.
+    carriers -- the weights of depthwise convolutions, which make channels of the group of what they read.
+    sharers -- the other parameters with an element for each channel, as those of norms.
     units -- the label of each unit that can be removed; none of them with a ``reason``.
     """
 
@@ -44,6 +46,8 @@ class Group:
     axes: tuple[Axis, ...]
     units: Tensor
     reason: str = ""
+    carriers: tuple[str, ...] = ()
+    sharers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +85,14 @@ def _group(coupling: Coupling, axes: list[Axis], labels: set[int]) -> Group:
         reason = next((why for one in every.tolist() if (why := coupling.units.reason(one))), "no channels")
     elif any(bool((coupling.units.find(coupling.axes[axis]) == free[0]).all()) for axis in axes):
         free, reason = free[:0], "all of its channels go together"
-    return Group(tuple(dict.fromkeys(name for name, _ in axes)), tuple(axes), free, reason)
+    layers = tuple(dict.fromkeys(name for name, _ in axes))
+    made = {
+        axis: coupling.units.find(one) for axis, one in coupling.axes.items() if axis not in coupling.readers
+    }
+    inside = [axis for axis, one in made.items() if bool(torch.isin(one, every).any())]
+    carriers = tuple(name for name, axis in inside if (name, axis) in coupling.carriers)
+    sharers = tuple(name for name, _ in inside if name not in (*layers, *carriers))
+    return Group(layers, tuple(axes), free, reason, carriers, sharers)
 
 
 def macs(coupling: Coupling, removed: Tensor) -> float:

@@ -140,5 +140,6 @@ def _least(holds: Callable[[int], bool], most: int) -> int:
 
 def left_of(coupling: Coupling, removed: Tensor) -> Mapping[tuple[str, int], tuple[int, int]]:
     """For each axis that makes channels how many there were, and how many are left."""
-    found = {axis: coupling.units.find(coupling.axes[axis]) for axis in coupling.makers}
+    axes = (*coupling.makers, *coupling.carriers)
+    found = {axis: coupling.units.find(coupling.axes[axis]) for axis in axes}
     return {axis: (len(one), int((~torch.isin(one, removed)).sum())) for axis, one in found.items()}
