@@ -23,13 +23,15 @@ from tersor.model.attach import Collected, bake_
 from tersor.model.coupling import Axis, Coupling
 from tersor.model.inputs import Inputs
 from tersor.model.modes import modes_restored
-from tersor.model.sizes import is_depthwise
+from tersor.model.sizes import HEADS, is_depthwise
 from tersor.model.storage import state
 from tersor.model.structure import apply_changes_
 from tersor.structure import Change
 from tersor.tensor.slicing import Index, take
 
 TOLERANCE = 1e-4
+_WRITE = f"and sizes that are numbers in the code stay: write -1 there, or the module's own {HEADS[0]}"
+_ASK = "is a size written in the model's own code?"
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +86,9 @@ def _group(coupling: Coupling, axes: list[Axis], labels: set[int]) -> Group:
     if not len(free):
         reason = next((why for one in every.tolist() if (why := coupling.units.reason(one))), "no channels")
     elif any(bool((coupling.units.find(coupling.axes[axis]) == free[0]).all()) for axis in axes):
-        free, reason = free[:0], "all of its channels go together"
+        where = written(coupling, every)
+        reason = "none of its channels can go without all the others"
+        free, reason = free[:0], reason + (f": {where}, {_WRITE}" if where else "")
     layers = tuple(dict.fromkeys(name for name, _ in axes))
     made = {
         axis: coupling.units.find(one) for axis, one in coupling.axes.items() if axis not in coupling.readers
@@ -219,11 +223,31 @@ def protect(model: nn.Module, coupling: Coupling, groups: list[Group], inputs: I
     halves = [_some(coupling, group) for group in groups]
     if not any(len(one) for one in halves) or not _obstacle(model, coupling, torch.cat(halves), inputs):
         return groups
+    for path in coupling.counted:
+        _settle_heads(model, coupling, path, inputs)
     tried = []
     for group, half in zip(groups, halves, strict=True):
         why = _obstacle(model, coupling, half, inputs) if len(half) else ""
         tried.append(replace(group, units=group.units[:0], reason=why) if why else group)
     return tried
+
+
+def _settle_heads(model: nn.Module, coupling: Coupling, path: str, inputs: Inputs) -> None:
+    """Leave a module's number of heads alone if it has to stay: its code may count them, or divide by it."""
+    heads = coupling.heads[path]
+    units = torch.unique(coupling.units.find(heads[coupling.units.free(heads)]))
+    half = units[len(units) // 2 :]
+    if len(units) > 1 and _obstacle(model, coupling, half, inputs):
+        del coupling.heads[path]
+        if _obstacle(model, coupling, half, inputs):
+            coupling.heads[path] = heads
+
+
+def written(coupling: Coupling, units: Tensor) -> str:
+    """The sizes in the model's code that go with these units, for a message; "" if none are known."""
+    found = coupling.units.find
+    notes = [text for labels, text in coupling.written if bool(torch.isin(found(labels), units).any())]
+    return "; ".join(dict.fromkeys(notes))
 
 
 def _some(coupling: Coupling, group: Group) -> Tensor:
@@ -236,7 +260,8 @@ def _obstacle(model: nn.Module, coupling: Coupling, removed: Tensor, inputs: Inp
     try:
         check_same(masked(model, removal), shrunk(model, removal), inputs)
     except VerificationError as error:
-        return f"{error} (is a size written in the model's own code?)"
+        where = written(coupling, removed)
+        return f"{error} ({where}, {_WRITE})" if where else f"{error} ({_ASK})"
     except TensorError as error:
         return str(error)
     return ""
