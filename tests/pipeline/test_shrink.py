@@ -137,7 +137,10 @@ def test_sparse_and_structured_in_one_recipe(tmp_path):
             assert row.sparsity >= 0.59 and row.levels <= 16
     assert sum(row.size_bytes for row in result.ledger.rows) == result.size_bytes
     told = {one.name: one.detail for one in result.stages[1].touched}
-    assert "(4" in told["multiply-accumulates"] and "uncompressed" in told[TEACHER]
+    assert (
+        ": 50.0 % of the multiply-accumulates asked, 4" in told["multiply-accumulates"]
+        and "uncompressed" in told[TEACHER]
+    )
     kept = loaded(result, task)
     assert all(layer.out_channels % 4 == 0 for layer in kept.modules() if isinstance(layer, nn.Conv2d))
 

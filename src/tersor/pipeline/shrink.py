@@ -242,7 +242,12 @@ def _report(coupling: Coupling, chosen: Chosen, skipped: Skipped, removed: Tenso
             reasons.setdefault(name, {})[reason] = None
     rows += [Touched(name, False, "; ".join(some)) for name, some in reasons.items()]
     whole, left = macs(coupling, removed[:0]), macs(coupling, removed)
+    asked = {step.macs for _, step in chosen if step.macs is not None}
     share = f" ({left / whole:.1%})" if whole else ""
+    if whole and len(asked) == 1:
+        share = (
+            f": {100 * asked.pop():.1f} % of the multiply-accumulates asked, {100 * left / whole:.1f} % left"
+        )
     return [*rows, Touched("multiply-accumulates", True, f"{whole:,.0f} -> {left:,.0f}{share}")]
 
 
