@@ -102,4 +102,4 @@ def test_a_number_in_the_code_keeps_them_and_is_told(split, merge, product, size
         tersor.compress(task, Recipe(steps=(step,)))
     text = str(raised.value)
     assert f"a view in 'attend' is given the sizes {sizes}" in text
-    assert "write -1 there, or the module's own num_heads" in text
+    assert "write -1 there, or for heads the module's own num_heads" in text

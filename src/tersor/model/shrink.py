@@ -30,7 +30,8 @@ from tersor.structure import Change
 from tersor.tensor.slicing import Index, take
 
 TOLERANCE = 1e-4
-_WRITE = f"and sizes that are numbers in the code stay: write -1 there, or the module's own {HEADS[0]}"
+_OWN = "numbers in the model's own code stay as they are"
+_WRITE = f"{_OWN}; write -1 there, or for heads the module's own {HEADS[0]}"
 _ASK = "is a size written in the model's own code?"
 
 
@@ -88,7 +89,7 @@ def _group(coupling: Coupling, axes: list[Axis], labels: set[int]) -> Group:
     elif any(bool((coupling.units.find(coupling.axes[axis]) == free[0]).all()) for axis in axes):
         where = written(coupling, every)
         reason = "none of its channels can go without all the others"
-        free, reason = free[:0], reason + (f": {where}, {_WRITE}" if where else "")
+        free, reason = free[:0], reason + (f": {where} ({_WRITE})" if where else "")
     layers = tuple(dict.fromkeys(name for name, _ in axes))
     made = {
         axis: coupling.units.find(one) for axis, one in coupling.axes.items() if axis not in coupling.readers
@@ -261,7 +262,7 @@ def _obstacle(model: nn.Module, coupling: Coupling, removed: Tensor, inputs: Inp
         check_same(masked(model, removal), shrunk(model, removal), inputs)
     except VerificationError as error:
         where = written(coupling, removed)
-        return f"{error} ({where}, {_WRITE})" if where else f"{error} ({_ASK})"
+        return f"{error} ({where}: {_WRITE})" if where else f"{error} ({_ASK})"
     except TensorError as error:
         return str(error)
     return ""
