@@ -1,5 +1,7 @@
 """Which units go: the amounts of a step, met exactly or rounded towards keeping."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -85,8 +87,36 @@ def test_what_rules_give_goes_before_the_rest_is_fitted(coupling):
 def test_more_than_there_is(coupling):
     with pytest.raises(TargetError, match=r"count is 20: of the 20 units of 0\.weight at most 19"):
         left(coupling, count=20)
-    with pytest.raises(TargetError, match=r"macs is 0\.001: .* 0\.01"):
+    with pytest.raises(
+        TargetError, match=r"macs is 0\.001: .* 0\.013 .*at least 0\.014, or skip fewer layers"
+    ):
         left(coupling, macs=0.001)
+    assert left(coupling, macs=0.014)[0] == [1, 1]
+    with pytest.raises(
+        TargetError, match=r"at least 0\.\d+, or a smaller round_to: it is 8, and with 1 0\.01"
+    ):
+        left(coupling, macs=0.1, round_to=8)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("sizes", [(4, 16, 64, 48, 4), (32, 16, 16, 16, 40), (4, 16, 32, 64, 128, 4)])
+def test_nothing_goes_that_need_not_go(scope, sizes):
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.Linear(one, other) for one, other in pairwise(sizes))).eval()
+    found = couple(net, Inputs((torch.randn(2, sizes[0]),), {}, ((0,),), ((),)))
+    scores = torch.rand(1000, dtype=torch.float64)
+    groups = [one for one in groups_of(found) if len(one.units)]
+    none = torch.zeros(0, dtype=torch.int64)
+    for wanted in (0.5, 0.6, 0.7, 0.8):
+        step = Shrink(macs=wanted, scope=scope, round_to=8, importance="fisher")
+        ranked = [rank(found, one, step, scores) for one in groups]
+        removed = choose(found, ranked)
+        assert macs(found, removed) <= wanted * macs(found, none)
+        for one in ranked:
+            gone = torch.isin(one.units, removed)
+            if bool(gone.any()):
+                more = removed[~torch.isin(removed, one.units[gone][-8:])]
+                assert macs(found, more) > wanted * macs(found, none)
 
 
 def test_global_norms_are_compared_by_their_mean_in_a_layer(coupling):

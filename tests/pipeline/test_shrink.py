@@ -137,7 +137,10 @@ def test_sparse_and_structured_in_one_recipe(tmp_path):
             assert row.sparsity >= 0.59 and row.levels <= 16
     assert sum(row.size_bytes for row in result.ledger.rows) == result.size_bytes
     told = {one.name: one.detail for one in result.stages[1].touched}
-    assert "(4" in told["multiply-accumulates"] and "uncompressed" in told[TEACHER]
+    assert (
+        ": 50.0 % of the multiply-accumulates asked, 4" in told["multiply-accumulates"]
+        and "uncompressed" in told[TEACHER]
+    )
     kept = loaded(result, task)
     assert all(layer.out_channels % 4 == 0 for layer in kept.modules() if isinstance(layer, nn.Conv2d))
 
@@ -241,7 +244,7 @@ def test_layers_are_protected_named_and_ruled():
     step = Shrink(fraction=0.5, rules=(Rule("first", skip=True), Rule("point", override={"count": 1})))
     rows = {one.name: one for one in run(task, step).stages[0].touched}
     assert not rows["first.weight"].applied and "rule 'first' skips it" in rows["first.weight"].detail
-    assert rows["point.weight"].detail == "24 -> 23 channels"
+    assert rows["point.weight"].detail == "24 -> 23 channels, with twice.weight"
     assert not rows["head.weight"].applied and rows["head.weight"].detail == "output of the model"
     with pytest.raises(
         TargetError, match="head is named and its channels cannot be removed: output of the model"
@@ -249,8 +252,43 @@ def test_layers_are_protected_named_and_ruled():
         run(task, Shrink(fraction=0.5, targets=("head",)))
     with pytest.raises(TargetError, match="several amounts"):
         run(task_of("resnet20"), Shrink(fraction=0.5, rules=(Rule("3.conv2", override={"fraction": 0.1}),)))
-    with pytest.raises(TargetError, match=r"goes with 0\.weight: no target matches"):
+    with pytest.raises(
+        TargetError, match=r"goes with 0\.weight and 8 others: no target matches; name 0\.weight, 4.* too"
+    ):
         run(task_of("resnet20"), Shrink(fraction=0.5, targets=("3.conv2",)))
+
+
+@pytest.mark.parametrize("pattern", ["deep", "norm2"])
+def test_a_rule_that_skips_what_shares_channels_holds_them_all(pattern):
+    task = task_of("separable")
+    result = run(task, Shrink(fraction=0.5, rules=(Rule(pattern, skip=True),)))
+    rows = {one.name: one for one in result.stages[0].touched}
+    assert f"rule '{pattern}' skips it" in rows["first.weight"].detail and not rows["deep.weight"].applied
+    model = loaded(result, task)
+    assert (model.first.out_channels, model.deep.out_channels, model.point.out_channels) == (16, 16, 12)
+
+
+def test_depthwise_layers_are_named_ruled_and_told_as_what_they_go_with():
+    task = task_of("separable")
+    result = run(task, Shrink(fraction=0.5, targets=("first", "deep")))
+    rows = {one.name: (one.applied, one.detail) for one in result.stages[0].touched}
+    assert rows["deep.weight"] == (True, "16 -> 8 channels, with first.weight")
+    assert rows["twice.weight"] == (False, "no target matches")
+    assert loaded(result, task).deep.weight.shape == (8, 1, 3, 3)
+    for one, other in (("deep", "first"), ("first", "deep")):
+        with pytest.raises(TargetError, match=rf"{one} is named.*name {other}\.weight too, or leave it out"):
+            run(task, Shrink(fraction=0.5, targets=(one,)))
+    with pytest.raises(TargetError, match="several amounts"):
+        run(task, Shrink(fraction=0.5, rules=(Rule("deep", override={"fraction": 0.1}),)))
+
+
+def test_a_depthwise_layer_of_the_input_says_why_it_stays():
+    def build():
+        return nn.Sequential(nn.Conv2d(2, 2, 3, groups=2), nn.Conv2d(2, 4, 4), nn.Flatten(), nn.Linear(4, 3))
+
+    task = make_task(build, lambda seed: [(torch.randn(4, 2, 6, 6), torch.zeros(4, dtype=torch.long))])
+    rows = {one.name: one.detail for one in run(task, Shrink(fraction=0.5)).stages[0].touched}
+    assert rows["0.weight"] == "a depthwise convolution of channels that no layer makes"
 
 
 def test_a_dry_run_foretells_the_sizes():

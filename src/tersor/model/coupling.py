@@ -49,7 +49,10 @@ class Coupling:
     axes -- (parameter or buffer, dimension) -> the label of each index along it.
     makers -- those of them that make channels: rows of a weight, columns of an embedding.
     readers -- those that read them: columns of a weight.
+    carriers -- rows of depthwise convolutions, which make the channels that they read.
     heads -- path of a module -> one label for each of its attention heads.
+    counted -- those of them whose number some view takes from what it reads (-1): it may not be needed.
+    written -- what goes with sizes that are written in the model's code: labels, and where they are.
     calls -- the products in the graph, as often as they are computed.
     """
 
@@ -59,7 +62,10 @@ class Coupling:
     axes: dict[Axis, Tensor] = field(default_factory=dict)
     makers: dict[Axis, None] = field(default_factory=dict)
     readers: dict[Axis, None] = field(default_factory=dict)
+    carriers: dict[Axis, None] = field(default_factory=dict)
     heads: dict[str, Tensor] = field(default_factory=dict)
+    counted: dict[str, None] = field(default_factory=dict)
+    written: list[tuple[Tensor, str]] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     samples: int = 1
 

@@ -39,6 +39,7 @@ def conv(coupling: Coupling, node: fx.Node, values: Values) -> Any:
     groups = layer.groups
     if is_depthwise(layer):
         made = read.repeat_interleave(layer.out_channels // groups)
+        coupling.carriers[weight, 0] = None
         coupling.bind(weight, 0, made)
         sides: tuple[Tensor, ...] = (coupling.axes[weight, 0],)
     else:

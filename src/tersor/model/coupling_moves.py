@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
 from tersor.model.coupling import Coupling, Value, nothing, tidy
 from tersor.model.coupling_nodes import (
@@ -112,25 +113,52 @@ def pad(coupling: Coupling, node: fx.Node, values: Values) -> Any:
 
 
 def reshape(coupling: Coupling, node: fx.Node, values: Values) -> Any:
-    """A view; where it splits channels, heads (or the last part) are what goes together."""
+    """A view; where it splits channels, heads are what goes together, or the part that is -1, or the last."""
     x = value_of(node, values, 0)
     labels = tidy(x.labels.reshape(shape_of(node)))
     before, after = varying(x.labels), varying(labels)
+    sizes = _sizes(node)
     if len(after) <= len(before):
+        if after and labels.ndim < x.labels.ndim and sizes[after[-1]] != -1:
+            _note(coupling, node, x.labels, str(sizes[after[-1]]))
         return Value(labels, x.zero)
     if len(before) > 1:
         return keep(coupling, node, values)
     path = module_path(node)
     count = head_count(coupling.model.get_submodule(path))
     split = [dim for dim in after if labels.shape[dim] == count]
-    kept = split[0] if split else after[-1]
+    free = [dim for dim in after if sizes[dim] == -1]
+    kept = [*split, *free, after[-1]][0]
+    if kept not in free or kept == after[-1]:
+        _note(coupling, node, x.labels, " x ".join(str(sizes[dim]) for dim in after))
     units = coupling.along(labels, kept, f"a view{where(node)} mixes its channels with others")
     if split:
         known = coupling.heads.setdefault(path, units)
         coupling.meet(known, units, f"heads of {path or 'the model'} that cannot be removed")
+        if kept in free:
+            coupling.counted[path] = None
     shape = [1] * labels.ndim
     shape[kept] = -1
     return Value(units.reshape(shape).expand(labels.shape), x.zero)
+
+
+def _sizes(node: fx.Node) -> list[int]:
+    """The sizes of a view as the model's code gives them, -1 among them."""
+    sizes, given = list(shape_of(node)), arguments(node)
+    if op_name(node) == "unflatten":
+        at = int(given[1]) % (len(sizes) - len(given[2]) + 1)
+        sizes[at : at + len(given[2])] = given[2]
+    elif op_name(node) == "flatten":
+        sizes[int(given[1]) if len(given) > 1 else 0] = -1
+    elif len(given[1]) == len(sizes):
+        sizes = list(given[1])
+    return [int(one) for one in sizes]
+
+
+def _note(coupling: Coupling, node: fx.Node, labels: Tensor, sizes: str) -> None:
+    coupling.written.append(
+        (torch.unique(labels), f"a view{where(node) or ' in the model'} is given the sizes {sizes}")
+    )
 
 
 def parts(coupling: Coupling, node: fx.Node, values: Values) -> Any:

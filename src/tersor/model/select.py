@@ -21,11 +21,15 @@ COMPRESSIBLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @dataclass(frozen=True, eq=False)
 class Selected:
-    """A storage and the step as its rules resolve it; no step if it is skipped, then with the reason."""
+    """A storage and the step as its rules resolve it; no step if it is left alone, then with the reason.
+
+    ruled_out -- a rule skips it.
+    """
 
     storage: Storage
     step: Targeted | None
     reason: str = ""
+    ruled_out: bool = False
 
 
 def select(model: nn.Module, step: Targeted) -> list[Selected]:
@@ -54,7 +58,7 @@ def _resolve(storage: Storage, step: Targeted) -> Selected:
         return Selected(storage, None, "no target matches")
     rules = [rule for rule in step.rules if _matches(rule.match, storage)]
     if rules and rules[-1].skip:
-        return Selected(storage, None, f"rule {rules[-1].match!r} skips it")
+        return Selected(storage, None, f"rule {rules[-1].match!r} skips it", ruled_out=True)
     named = any(_names(pattern, storage) for pattern in (*hits, *(rule.match for rule in rules)))
     resolved = _apply_rule(step, rules[-1]) if rules else step
     obstacle = _obstacle(storage)

@@ -23,13 +23,16 @@ from tersor.model.attach import Collected, bake_
 from tersor.model.coupling import Axis, Coupling
 from tersor.model.inputs import Inputs
 from tersor.model.modes import modes_restored
-from tersor.model.sizes import is_depthwise
+from tersor.model.sizes import HEADS, is_depthwise
 from tersor.model.storage import state
 from tersor.model.structure import apply_changes_
 from tersor.structure import Change
 from tersor.tensor.slicing import Index, take
 
 TOLERANCE = 1e-4
+_OWN = "numbers in the model's own code stay as they are"
+_WRITE = f"{_OWN}; write -1 there, or for heads the module's own {HEADS[0]}"
+_ASK = "is a size written in the model's own code?"
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +40,8 @@ class Group:
     """Layers whose channels go together.
 
     layers -- the parameters that make the channels; axes -- with their dimension.
+    carriers -- the weights of depthwise convolutions, which make channels of the group of what they read.
+    sharers -- the other parameters with an element for each channel, as those of norms.
     units -- the label of each unit that can be removed; none of them with a ``reason``.
     """
 
@@ -44,6 +49,8 @@ class Group:
     axes: tuple[Axis, ...]
     units: Tensor
     reason: str = ""
+    carriers: tuple[str, ...] = ()
+    sharers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +87,17 @@ def _group(coupling: Coupling, axes: list[Axis], labels: set[int]) -> Group:
     if not len(free):
         reason = next((why for one in every.tolist() if (why := coupling.units.reason(one))), "no channels")
     elif any(bool((coupling.units.find(coupling.axes[axis]) == free[0]).all()) for axis in axes):
-        free, reason = free[:0], "all of its channels go together"
-    return Group(tuple(dict.fromkeys(name for name, _ in axes)), tuple(axes), free, reason)
+        where = written(coupling, every)
+        reason = "none of its channels can go without all the others"
+        free, reason = free[:0], reason + (f": {where} ({_WRITE})" if where else "")
+    layers = tuple(dict.fromkeys(name for name, _ in axes))
+    made = {
+        axis: coupling.units.find(one) for axis, one in coupling.axes.items() if axis not in coupling.readers
+    }
+    inside = [axis for axis, one in made.items() if bool(torch.isin(one, every).any())]
+    carriers = tuple(name for name, axis in inside if (name, axis) in coupling.carriers)
+    sharers = tuple(name for name, _ in inside if name not in (*layers, *carriers))
+    return Group(layers, tuple(axes), free, reason, carriers, sharers)
 
 
 def macs(coupling: Coupling, removed: Tensor) -> float:
@@ -208,11 +224,31 @@ def protect(model: nn.Module, coupling: Coupling, groups: list[Group], inputs: I
     halves = [_some(coupling, group) for group in groups]
     if not any(len(one) for one in halves) or not _obstacle(model, coupling, torch.cat(halves), inputs):
         return groups
+    for path in coupling.counted:
+        _settle_heads(model, coupling, path, inputs)
     tried = []
     for group, half in zip(groups, halves, strict=True):
         why = _obstacle(model, coupling, half, inputs) if len(half) else ""
         tried.append(replace(group, units=group.units[:0], reason=why) if why else group)
     return tried
+
+
+def _settle_heads(model: nn.Module, coupling: Coupling, path: str, inputs: Inputs) -> None:
+    """Leave a module's number of heads alone if it has to stay: its code may count them, or divide by it."""
+    heads = coupling.heads[path]
+    units = torch.unique(coupling.units.find(heads[coupling.units.free(heads)]))
+    half = units[len(units) // 2 :]
+    if len(units) > 1 and _obstacle(model, coupling, half, inputs):
+        del coupling.heads[path]
+        if _obstacle(model, coupling, half, inputs):
+            coupling.heads[path] = heads
+
+
+def written(coupling: Coupling, units: Tensor) -> str:
+    """The sizes in the model's code that go with these units, for a message; "" if none are known."""
+    found = coupling.units.find
+    notes = [text for labels, text in coupling.written if bool(torch.isin(found(labels), units).any())]
+    return "; ".join(dict.fromkeys(notes))
 
 
 def _some(coupling: Coupling, group: Group) -> Tensor:
@@ -225,7 +261,8 @@ def _obstacle(model: nn.Module, coupling: Coupling, removed: Tensor, inputs: Inp
     try:
         check_same(masked(model, removal), shrunk(model, removal), inputs)
     except VerificationError as error:
-        return f"{error} (is a size written in the model's own code?)"
+        where = written(coupling, removed)
+        return f"{error} ({where}: {_WRITE})" if where else f"{error} ({_ASK})"
     except TensorError as error:
         return str(error)
     return ""

@@ -12,6 +12,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 # What modules call the number of their attention heads, and sizes that are in proportion to it.
 HEADS = ("num_heads", "n_heads", "n_head", "heads", "num_attention_heads")
+# Names that may mean other things too: the first that a module has counts, if it has none of those above.
+SHORT_HEADS = ("nhead", "nheads", "num_head", "h", "nh", "H")
 HEAD_WIDTHS = ("all_head_size", "inner_dim")
 
 
@@ -39,10 +41,16 @@ def is_depthwise(module: nn.Module) -> bool:
 
 def head_count(module: nn.Module) -> int | None:
     """How many attention heads a module of the user's says that it has; None if it says nothing."""
-    counts = [module.__dict__.get(name) for name in HEADS]
+    name = head_name(module)
+    return module.__dict__[name] if name else None
+
+
+def head_name(module: nn.Module) -> str:
+    """What a module of the user's calls the number of its attention heads; "" if it says nothing."""
     if isinstance(module, nn.MultiheadAttention):  # its width is also that of its heads together
-        return None
-    return next((one for one in counts if type(one) is int), None)
+        return ""
+    held = module.__dict__
+    return next((name for name in (*HEADS, *SHORT_HEADS) if type(held.get(name)) is int), "")
 
 
 def _outputs(module: nn.Module, value: int) -> str:
@@ -95,13 +103,13 @@ def _heads(module: nn.Module, value: int) -> str:
     held: dict[str, Any] = module.__dict__
     count = head_count(module)
     if count is None:
-        return f"it has no number of heads: none of {', '.join(HEADS)}"
+        return f"it has no number of heads: none of {', '.join((*HEADS, *SHORT_HEADS))}"
     if not 1 <= value <= count:
         return f"it has {count} heads"
     for name in HEAD_WIDTHS:
         if type(held.get(name)) is int and held[name] % count == 0:
             held[name] = held[name] // count * value
-    for name in HEADS:
+    for name in (*HEADS, head_name(module)):
         if type(held.get(name)) is int and held[name] == count:
             held[name] = value
     return ""

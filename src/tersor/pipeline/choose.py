@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ class Ranked:
     """A group with its units from the least important on.
 
     allowed -- for each number of units removed, whether the layers may be left so.
+    most -- the most units that could go if no number had to be rounded.
     """
 
     group: Group
@@ -31,6 +33,7 @@ class Ranked:
     units: Tensor
     scores: NDArray[np.float64]
     allowed: NDArray[np.bool_]
+    most: int
 
     def rounded(self, count: int) -> int:
         """The most units up to ``count`` that may go."""
@@ -44,14 +47,15 @@ def rank(coupling: Coupling, group: Group, step: Shrink, importance: Tensor) -> 
     scores, units = scores[order], group.units[torch.from_numpy(order)]
     if step.scope == "global" and step.importance in _SCALELESS and scores.mean() > 0:
         scores = scores / scores.mean()
-    allowed = np.ones(len(units) + 1, np.bool_)
+    allowed, some_left = (np.ones(len(units) + 1, np.bool_) for _ in range(2))
     for axis in group.axes:
         labels = coupling.units.find(coupling.axes[axis])
         widths = (labels[None] == units[:, None]).sum(1).numpy()
         left = len(labels) - np.concatenate(([0], np.cumsum(widths)))
-        allowed &= (left >= 1) & (left % step.round_to == 0)
+        some_left &= left >= 1
+        allowed &= some_left & (left % step.round_to == 0)
     allowed[0] = True
-    return Ranked(group, step, units, scores, allowed)
+    return Ranked(group, step, units, scores, allowed, int(np.flatnonzero(some_left)[-1]))
 
 
 def choose(coupling: Coupling, ranked: Sequence[Ranked]) -> Tensor:
@@ -111,23 +115,58 @@ def _to_macs(coupling: Coupling, bucket: Sequence[Ranked], gone: Tensor) -> list
             return _counted(bucket, amount)
         return [int(amount / _STEPS * len(one.units)) for one in bucket]
 
-    def share(counts: Sequence[int]) -> float:
-        some = [one.units[: one.rounded(n)] for one, n in zip(bucket, counts, strict=True)]
+    def share(counts: Sequence[int], *, exact: bool = False) -> float:
+        some = [one.units[: n if exact else one.rounded(n)] for one, n in zip(bucket, counts, strict=True)]
         return macs(coupling, torch.cat([gone, *some])) / whole
 
     most = units if step.scope == "global" else _STEPS
     wanted = float(step.macs or 0)
     if share(counts_at(most)) > wanted:
-        raise TargetError(
-            f"macs is {wanted}: with every channel gone that can go, {share(counts_at(most)):.3f} of the "
-            "multiply-accumulates are left; ask for more, or skip fewer layers"
-        )
+        least_shares = share(counts_at(most)), share([one.most for one in bucket], exact=True)
+        raise TargetError(_out_of_reach(step, *least_shares))
     least = _least(lambda amount: share(counts_at(amount)) <= wanted, most)
     counts, after = counts_at(max(least - 1, 0)), counts_at(least)
     for at, count in enumerate(after):  # rounded layers change several at once: no more of them than needed
         if share(counts) > wanted:
             counts[at] = count
-    return counts
+    return _given_back(bucket, counts, lambda some: share(some) <= wanted)
+
+
+def _out_of_reach(step: Shrink, rounded: float, exact: float) -> str:
+    """What to ask for instead of a share that is less than what can be left; to ask, it is rounded up."""
+    text = (
+        f"macs is {step.macs}: with every channel gone that can go, {rounded:.3f} of the "
+        f"multiply-accumulates are left; give macs of at least {ceil(rounded * 1000) / 1000:g}"
+    )
+    if exact <= float(step.macs or 0):
+        return f"{text}, or a smaller round_to: it is {step.round_to}, and with 1 {exact:.3f} would be left"
+    return f"{text}, or skip fewer layers"
+
+
+def _given_back(
+    bucket: Sequence[Ranked], counts: Sequence[int], fits: Callable[[Sequence[int]], bool]
+) -> list[int]:
+    """The counts without units that need not go: the most important of the last of each group is first.
+
+    Scores of one layer are compared to their mean, as those of all are that are ranked together.
+    """
+    left = [one.rounded(count) for one, count in zip(bucket, counts, strict=True)]
+    scores = [_comparable(one) for one in bucket]
+    some = {at for at, count in enumerate(left) if count}
+    while some:
+        at = max(sorted(some), key=lambda at: scores[at][left[at] - 1])
+        tried = [*left[:at], bucket[at].rounded(left[at] - 1), *left[at + 1 :]]
+        fitting = fits(tried)
+        if fitting:
+            left = tried
+        if not fitting or not left[at]:  # what does not fit now never will: what is given back only adds
+            some.remove(at)
+    return left
+
+
+def _comparable(one: Ranked) -> NDArray[np.float64]:
+    mean = one.scores.mean()
+    return one.scores / mean if one.step.scope == "layer" and mean > 0 else one.scores
 
 
 def _least(holds: Callable[[int], bool], most: int) -> int:
@@ -140,5 +179,6 @@ def _least(holds: Callable[[int], bool], most: int) -> int:
 
 def left_of(coupling: Coupling, removed: Tensor) -> Mapping[tuple[str, int], tuple[int, int]]:
     """For each axis that makes channels how many there were, and how many are left."""
-    found = {axis: coupling.units.find(coupling.axes[axis]) for axis in coupling.makers}
+    axes = (*coupling.makers, *coupling.carriers)
+    found = {axis: coupling.units.find(coupling.axes[axis]) for axis in axes}
     return {axis: (len(one), int((~torch.isin(one, removed)).sum())) for axis, one in found.items()}

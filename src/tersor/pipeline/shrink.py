@@ -32,6 +32,8 @@ from tersor.spec import Shrink
 from tersor.structure import Change
 
 _LOSSLESS = 1e-5
+_UNKNOWN = "its channels are not known: it is no layer that the graph calls as one"
+_UNREAD = "a depthwise convolution of channels that no layer makes"
 
 
 def shrink(work: Work, step: Shrink, context: Context) -> list[Touched]:
@@ -76,22 +78,19 @@ def _resolve(
     chosen: Chosen = []
     skipped: Skipped = []
     for group in groups:
-        layers = [by_name[name] for name in group.layers]
-        reason = group.reason or _left_out(layers)
+        layers = [by_name[name] for name in (*group.layers, *group.carriers)]
+        sharers = [by_name[name] for name in group.sharers if name in by_name]
+        reason = group.reason or _left_out(layers, sharers)
         if reason:
             _check_not_named(layers, step, reason)
-            skipped += [(name, by_name[name].reason or reason) for name in group.layers]
+            skipped += [(one.storage.name, one.reason or reason) for one in layers]
             continue
-        steps = [cast(Shrink, one.step) for one in layers]
-        amounts = {(one.amount, getattr(one, one.amount)) for one in steps}
-        if len(amounts) > 1:
-            raise TargetError(f"{', '.join(group.layers)} lose their channels together, and rules give them "
-                              f"several amounts: {sorted(amounts)}")  # fmt: skip
-        chosen.append((group, steps[0]))
-    known = {name for group in groups for name in group.layers}
+        chosen.append((group, _step_of(layers, len(group.layers), step)))
+    known = {name for group in groups for name in (*group.layers, *group.carriers)}
+    unread = {name for name, _ in coupling.carriers} - known
     for one in selected:
         if one.storage.kind == "weight" and one.storage.name not in known:
-            reason = one.reason or "its channels are not known: it is no layer that the graph calls as one"
+            reason = one.reason or (_UNREAD if one.storage.name in unread else _UNKNOWN)
             if one.step is not None:
                 _check_not_named([one], step, reason)
             skipped.append((one.storage.name, reason))
@@ -101,14 +100,29 @@ def _resolve(
     return chosen, skipped
 
 
-def _left_out(layers: list[Selected]) -> str:
-    """Why coupled layers are left alone: a rule skips one of them, or a target is missing."""
+def _left_out(layers: list[Selected], sharers: list[Selected]) -> str:
+    """Why coupled layers are left alone: a rule skips one of them (or a norm), or a target is missing."""
     out = [one for one in layers if one.step is None]
+    out += [one for one in sharers if one.ruled_out and one.storage.kind == "vector"]
     if not out:
         return ""
-    if len(out) == len(layers):
+    if len(out) == len(layers) and not any(one in sharers for one in out):
         return out[0].reason
-    return f"goes with {out[0].storage.name}: {out[0].reason}"
+    held = next((one for one in out if one.ruled_out), None)
+    names = [one.storage.name for one in out] if held is None else [held.storage.name]
+    return f"goes with {_and_others(names)}: {(held or out[0]).reason}"
+
+
+def _step_of(layers: list[Selected], makers: int, step: Shrink) -> Shrink:
+    """The step that a group's layers share; a depthwise one follows unless a rule gives it an amount."""
+    steps = [cast(Shrink, one.step) for one in layers]
+    steps = steps[:makers] + [one for one in steps[makers:] if one is not step]
+    amounts = {(one.amount, getattr(one, one.amount)) for one in steps}
+    if len(amounts) > 1:
+        names = ", ".join(one.storage.name for one in layers)
+        raise TargetError(f"{names} lose their channels together, and rules give them "
+                          f"several amounts: {sorted(amounts)}")  # fmt: skip
+    return steps[0]
 
 
 def _check_not_named(layers: list[Selected], step: Shrink, reason: str) -> None:
@@ -119,8 +133,16 @@ def _check_not_named(layers: list[Selected], step: Shrink, reason: str) -> None:
         named = sorted(patterns & names)
         if named:
             raise TargetError(
-                f"{named[0]} is named and its channels cannot be removed: {reason}; leave it out"
+                f"{named[0]} is named and its channels cannot be removed: {reason}; {_advice(layers)}"
             )
+
+
+def _advice(layers: list[Selected]) -> str:
+    """What to do about a named layer: to name all that go with it is enough where only targets lack."""
+    out = [one for one in layers if one.step is None]
+    if out and len(out) < len(layers) and not any(one.ruled_out for one in out):
+        return f"name {', '.join(one.storage.name for one in out)} too, or leave it out"
+    return "leave it out"
 
 
 def _removed(
@@ -200,22 +222,36 @@ def _report(coupling: Coupling, chosen: Chosen, skipped: Skipped, removed: Tenso
     rows = []
     counts = left_of(coupling, removed)
     for group, step in chosen:
-        for name, axis in group.axes:
+        layers = (*group.layers, *group.carriers)
+        for name, axis in (*group.axes, *((name, 0) for name in group.carriers)):
             before, after = counts[name, axis]
             detail = f"{before} -> {after} channels"
-            others = len(group.layers) - 1
-            if others:
-                detail += f", with {others} other layer{'s' * (others > 1)}"
+            others = [one for one in layers if one != name]
+            detail += f", with {_and_others(others)}" if others else ""
             stay = [why for one in coupling.axes[name, axis].tolist() if (why := coupling.units.reason(one))]
             if stay:
                 detail += f", {len(stay)} of them kept: {stay[0]}"
             if before == after and not step.dead and step.round_to > 1:
                 detail += f" (rounded to {step.round_to})"
             rows.append(Touched(name, True, detail))
+    carried = {one.name: one for one in rows if (one.name, 0) in coupling.carriers}
+    rows = [one for one in rows if carried.get(one.name, one) is one]  # of several groups: the last one
     reasons: dict[str, dict[str, None]] = {}
     for name, reason in skipped:  # a tied weight may make channels along both of its dimensions
-        reasons.setdefault(name, {})[reason] = None
+        if name not in carried:
+            reasons.setdefault(name, {})[reason] = None
     rows += [Touched(name, False, "; ".join(some)) for name, some in reasons.items()]
     whole, left = macs(coupling, removed[:0]), macs(coupling, removed)
+    asked = {step.macs for _, step in chosen if step.macs is not None}
     share = f" ({left / whole:.1%})" if whole else ""
+    if whole and len(asked) == 1:
+        share = (
+            f": {100 * asked.pop():.1f} % of the multiply-accumulates asked, {100 * left / whole:.1f} % left"
+        )
     return [*rows, Touched("multiply-accumulates", True, f"{whole:,.0f} -> {left:,.0f}{share}")]
+
+
+def _and_others(names: list[str]) -> str:
+    """Layers in a message, without a long list of them."""
+    more = len(names) - 1
+    return names[0] + (f" and {more} other{'s' * (more > 1)}" if more else "")
