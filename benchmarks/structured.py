@@ -39,6 +39,7 @@ from tersor.task import Task
 SEEDS = (0, 1, 2)
 BATCH_SIZES = (1, 128)
 ROUNDS = 30
+TOLD = ("multiply-accumulates", "(all)")  # what a step says of everything that it touched
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def about(row: Row, result: Result) -> dict[str, Any]:
         "seed": row.seed,
         "shapes": shapes,
         "parameters": sum(int(np.prod(one.shape)) for one in result.layers),
-        "notes": [one.detail for stage in result.stages for one in stage.touched if one.name == "(all)"],
+        "notes": [one.detail for stage in result.stages for one in stage.touched if one.name in TOLD],
         "latencies": [] if row.kind == "small" else latencies(task(row), result.path),
     }
 
