@@ -274,7 +274,13 @@ def qat(stored: Row) -> list[str]:
         f"{stored['conditions'].capitalize()}.",
         table(["net", "bits of weights", "floats", *ways], lines),
     ]
-    return [*text, *unfinished(stored)]
+    return [*text, _epochs(stored["rows"]), *unfinished(stored)]
+
+
+def _epochs(rows: Sequence[Row]) -> str:
+    """How long each net was trained, by method."""
+    found = {(row["net"], QAT_WORDS[row["method"]]): row["epochs"] for row in rows if row["epochs"]}
+    return "Epochs: " + "; ".join(f"{net} {words}, {count:g}" for (net, words), count in found.items()) + "."
 
 
 def _mean_error(rows: Sequence[Row], field: str) -> str:

@@ -5,10 +5,10 @@
 Each row folds the batch norms, calibrates activations by the least squared error, and puts the weights on a
 grid for each channel, of the least squared error below 8 bits. ``qat`` then trains weights, biases and scales
 (Esser et al. 2020, LSQ); ``taught`` does too, with the float net's outputs as soft targets (Hinton et al.
-2015). As there, the first and the last layer have weights and inputs of 8 bits in every
-row. Errors are those of the file on the 10,000 test images with the activations quantized; the settings were
-chosen by validation errors. A row that was interrupted goes on where it stopped; finished ones are not run
-again.
+2015). As there, the first and the last layer have weights and inputs of 8 bits in every row. Errors are those
+of the file on the 10,000 test images with the activations quantized. Rates were chosen by validation errors;
+epochs by the time that there was, more of them for what a target is asked for. A row that was interrupted
+goes on where it stopped; finished ones are not run again.
 """
 
 from __future__ import annotations

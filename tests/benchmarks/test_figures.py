@@ -1,5 +1,3 @@
-import json
-
 from benchmarks import figures, figures_pruning, pruning, structured
 
 
@@ -34,11 +32,11 @@ def test_a_shrunk_net_has_its_latencies_below():
     assert "+0.50" in text and "Not run" not in text
 
 
-def test_rows_have_names_of_their_own_and_say_what_they_measure():
+def test_rows_have_names_of_their_own_as_their_recipes_do():
     for rows in (pruning.ROWS, structured.ROWS):
         assert len({row.name for row in rows}) == len(rows)
         for row in rows:
-            assert json.dumps(row.name) and row.recipe.name == row.name
+            assert row.recipe.name == row.name
 
 
 def test_every_way_to_prune_trains_for_as_long():

@@ -17,7 +17,7 @@ from tersor.model.inputs import Inputs
 from tersor.model.trace import trace
 
 _MOVES = (
-    "flatten", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "contiguous", "clone",
+    "permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "contiguous", "clone",
     "detach", "alias", "movedim", "swapaxes", "repeat", "cat", "concat", "stack", "pixel_shuffle",
     "repeat_interleave",
 )  # fmt: skip

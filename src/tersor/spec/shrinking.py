@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 
 from tersor.checks import check_kinds, one_amount, one_of, require
 from tersor.errors import SpecError
+from tersor.spec.pruning import AMOUNTS
 from tersor.spec.rule import Rule
 from tersor.spec.training import Train
 
-SHRINK_AMOUNTS = ("fraction", "count", "threshold", "percentile", "macs")
-_BY_RULE = SHRINK_AMOUNTS[:4]
+SHRINK_AMOUNTS = (*AMOUNTS, "macs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +75,11 @@ class Shrink:
         if self.untraceable == "masks" and given in ("macs", "dead"):
             raise SpecError(f"untraceable is 'masks' with {given}, which takes a graph: give another amount")
         for rule in self.rules:
-            foreign = [name for name in rule.override if name not in _BY_RULE]
+            foreign = [name for name in rule.override if name not in AMOUNTS]
             if foreign:
                 raise SpecError(
                     f"rule {rule.match!r} changes {foreign[0]}: a rule of shrink skips layers, or gives them "
-                    f"an amount of their own ({', '.join(_BY_RULE)})"
+                    f"an amount of their own ({', '.join(AMOUNTS)})"
                 )
 
     @property
