@@ -56,9 +56,8 @@ TRAINING = {
     "keras_net": Train(epochs=3, lr=5e-4, warmup=0.05, teacher="none"),
     "resnet20": Train(epochs=3, lr=5e-4, warmup=0.05, teacher="none"),
 }
-OURS = ("int8", "int4", "int4 qat", "codebook", "codebook qat")
+OURS = ("int8", "int8 openvino", "int4", "int4 qat", "codebook", "codebook qat")
 PEERS = ("quantize_static", "nncf onnx", "nncf openvino")
-ENDINGS = {"nncf openvino": ".xml"}
 
 Row = dict[str, Any]
 
@@ -67,11 +66,16 @@ def recipe_of(method: str, net: str) -> Recipe | None:
     """The recipe of one of our methods for a net; None for the others."""
     if method not in OURS:
         return None
-    kind, _, tuned = method.partition(" ")
-    train = TRAINING[net] if tuned else None
+    kind, *words = method.split()
+    train = TRAINING[net] if "qat" in words else None
     quantize = Quantize(bits=4 if kind == "int4" else 8, batches=BATCHES, train=train)
     middle = (Cluster(bits=4), quantize) if kind == "codebook" else (quantize,)
     return Recipe(name=method.replace(" ", "-"), steps=(Fold(), *middle, Code(speed="fast")))
+
+
+def format_of(method: str) -> str:
+    """Of the file of a method."""
+    return "openvino" if method.endswith(" openvino") else "onnx"
 
 
 def lenet5_caffe() -> Task:
@@ -101,7 +105,8 @@ class Net:
 
     def path(self, method: str) -> Path:
         """The file of a method."""
-        return self.folder / f"{method.replace(' ', '-')}{ENDINGS.get(method, '.onnx')}"
+        ending = ".xml" if format_of(method) == "openvino" else ".onnx"
+        return self.folder / f"{method.replace(' ', '-')}{ending}"
 
 
 def open_net(name: str, runs: Path = RUNS) -> Net:
@@ -205,7 +210,7 @@ def _make(net: Net, method: str) -> Row:
     recipe = recipe_of(method, net.name)
     assert recipe is not None
     result = tersor.compress(net.task, recipe, out=net.folder / "compressed" / method, seed=SEED)
-    done = tersor.export_model(net.task, result.path, out)
+    done = tersor.export_model(net.task, result.path, out, format=format_of(method))
     return {
         "by": "tersor",
         "agreement_steps": done.agreement.largest,

@@ -11,7 +11,7 @@ between two points: a layer with its activation function, a residual addition, a
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -23,6 +23,8 @@ FUSED = ("relu", "clip")
 MOVES = ("max_pool", "move")  # values pass unchanged, so their grid does
 RECURRENT = ("lstm", "gru", "rnn")
 INPUT = "input"
+MOST_BITS = 8  # of a point
+CENTER = 128  # of its codes then
 _FLOAT_OUT = ("linear",)  # runtimes give its result in float where nobody wants integers
 
 Key = tuple[str, str, int]
@@ -66,6 +68,22 @@ class QuantPoint:
     def high(self) -> int:
         """The greatest code."""
         return self.low + (1 << self.bits) - 1
+
+
+def as_int8(points: Iterable[QuantPoint]) -> tuple[QuantPoint, ...]:
+    """The same grids with the zero points of 128 as 0 among int8 codes, where there is nothing to correct.
+
+    OpenVINO computes such products in less time; ONNX Runtime on x86 wants uint8.
+
+    >>> as_int8([QuantPoint("", "input", 0, scale=0.1, zero_point=128)])[0].zero_point
+    0
+    """
+    return tuple(
+        replace(one, signed=True, zero_point=0)
+        if (one.bits, one.signed, one.zero_point) == (MOST_BITS, False, CENTER) and not one.dynamic
+        else one
+        for one in points
+    )
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,13 @@ def test_ratios_are_to_each_reference(rows):
     assert timed[1]["ratios"]["int8, f32"] == [1, 1, 1]
 
 
+def test_a_file_of_openvinos_own_is_made_by_the_same_recipe():
+    assert integer.format_of("int8 openvino") == "openvino"
+    assert integer.format_of("codebook qat") == "onnx"
+    own, plain = (integer.recipe_of(method, "keras_net") for method in ("int8 openvino", "int8"))
+    assert own.steps == plain.steps
+
+
 def test_what_was_measured_is_kept(rows):
     made, timed, again = rows
     assert again == (made, timed)

@@ -17,7 +17,7 @@ from tersor.calibrate.activations import (
 from tersor.errors import TaskError, TensorError
 from tersor.model.inputs import model_inputs
 from tersor.model.trace import trace
-from tersor.points import QuantPoint
+from tersor.points import CENTER, QuantPoint
 from tersor.tensor.affine import Grid
 from tersor.tensor.ranges import RangeHistogram, clip_range, expected_error
 
@@ -90,6 +90,27 @@ def test_clipping_is_chosen_where_it_pays_and_the_reason_says_how_much():
     histogram, grid = seen(heavy), Grid(symmetric=False, signed=False)
     errors = [expected_error(histogram, grid, *clip_range(histogram, grid, one)) for one in ("mse", "max")]
     assert errors[0] < CLIPPING_PAYS * errors[1]
+
+
+@pytest.mark.parametrize("method", ["auto", "max"])
+def test_auto_puts_the_zero_point_in_the_middle_where_that_costs_little(method):
+    found = point_of(np.linspace(-1.2, 1.5, 5000), method=method)
+    if method == "max":
+        assert found.point.zero_point == 113
+        assert found.reason == "asked for"
+    else:
+        assert found.point.zero_point == CENTER
+        assert found.point.scale == pytest.approx(1.5 / 127, rel=1e-5)
+        assert "a zero point of 128 makes it 1.24 times as large" in found.reason
+
+
+def test_auto_leaves_a_lopsided_range_and_few_bits_as_they_are():
+    lopsided = point_of(np.linspace(-0.2, 1.5, 5000))
+    assert lopsided.point.zero_point == 30
+    assert "would make it" in lopsided.reason
+    even = {"v": seen(np.linspace(-1.2, 1.5, 5000))}
+    few = calibrate(even, {"v": KEY}, bits={"v": 4})["v"]
+    assert few.point.zero_point == 7
 
 
 @pytest.mark.parametrize("method", ["max", "moving-average", "percentile", "entropy", "mse"])

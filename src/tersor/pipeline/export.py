@@ -26,6 +26,7 @@ from tersor.model.restore import fresh_model
 from tersor.model.simulate import simulated
 from tersor.model.trace import trace
 from tersor.pipeline.load import load
+from tersor.points import as_int8
 from tersor.progress import Progress, inside, silent
 from tersor.result import Score
 from tersor.task import Batch, Task, check_is_task
@@ -90,7 +91,8 @@ def export_model(
         tensors = {name: reader.read(name) for name in reader.names}
         points = reader.points
     progress("export", 0.0, 1.0)
-    drawn = draw_onnx(traced, tensors, points, every_grid=format == "litert")
+    written = as_int8(points) if format == "openvino" else points
+    drawn = draw_onnx(traced, tensors, written, every_grid=format == "litert")
     if format == "litert":
         drawn = drawn_for_litert(drawn)
     reference = simulated(model, traced, points) if points else model

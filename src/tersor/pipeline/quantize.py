@@ -18,7 +18,7 @@ from tersor.model.select import Selected, select, within
 from tersor.model.storage import Storage, on_grid, storages
 from tersor.model.trace import Traced
 from tersor.pipeline.work import Work
-from tersor.points import Decision, Placement, QuantPoint, keys_of, place, spell
+from tersor.points import MOST_BITS, Decision, Placement, QuantPoint, keys_of, place, spell
 from tersor.progress import Progress, inside
 from tersor.result import Touched
 from tersor.spec import Quantize
@@ -31,7 +31,6 @@ from tersor.tensor.histogram import F32
 from tersor.tensor.scales import quantize_tensor
 
 HALF = 16
-MOST_BITS = 8
 
 
 @dataclass(frozen=True)
