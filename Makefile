@@ -8,7 +8,7 @@ NNCF := $(VENV)/nncf
 RUN := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python
 
 .PHONY: help setup demo test check format bench-baselines bench-resnet20 bench-lenet bench-tutorials bench-clustering bench-coding \
-        bench-pack bench-transformer bench-qat bench-pruning bench-structured bench-gradients bench-integer bench-litert verify-artifacts figures clean
+        bench-pack bench-transformer bench-qat bench-pruning bench-structured bench-students bench-gradients bench-integer bench-litert verify-artifacts figures clean
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -75,11 +75,14 @@ bench-transformer: $(WEIGHTS)  ## MiniLM in integers against ONNX Runtime's quan
 bench-qat: $(READY)  ## LeNet-5 and ResNet-20 at 8 to 1 bits, without training and with (hours; resumes)
 	$(RUN) -m benchmarks.qat
 
-bench-pruning: $(READY)  ## LeNet-5 and an MLP: error against sparsity, by schedule, with a teacher and without (hours; resumes)
+bench-pruning: $(READY)  ## an MLP, LeNet-5, ResNet-20: error against sparsity, by schedule, taught or not (hours; resumes)
 	$(RUN) -m benchmarks.pruning
 
 bench-structured: $(READY)  ## LeNet-5 and ResNet-20 with fewer channels: error, bytes, latency (an hour or two; resumes)
 	$(RUN) -m benchmarks.structured
+
+bench-students: $(READY)  ## ResNet-20 of half the width: from the labels alone, and from a teacher (two hours; resumes)
+	$(RUN) -m benchmarks.students
 
 bench-gradients: $(READY)  ## LeNet-5 trained with gradients of 8 bits (half an hour; resumes)
 	$(RUN) -m benchmarks.gradients

@@ -40,6 +40,7 @@ def page() -> str:
         "qat": qat,
         "pruning": figures_pruning.curves,
         "structured": figures_pruning.shrunk,
+        "students": figures_pruning.students,
         "gradients": plain,
         "resnet20": plain,
         "baselines": plain,

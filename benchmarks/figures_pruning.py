@@ -1,4 +1,4 @@
-"""The page of figures on pruning: curves of error against sparsity, and nets with fewer channels."""
+"""The page of figures on pruning: error against sparsity, nets with fewer channels, students."""
 
 from __future__ import annotations
 
@@ -69,6 +69,22 @@ def shrunk(stored: Row) -> list[str]:
         table(["net", "removed", "seed", "batch", "ms", "of the dense net"], times),
         *unfinished(stored),
     ]
+
+
+def students(stored: Row) -> list[str]:
+    """A line a way to learn: the errors of the seeds, their mean, and what it gains over the labels alone."""
+    errors: dict[str, list[float]] = {}
+    for row in stored["rows"]:
+        errors.setdefault(row["way"], []).append(row["error_percent"])
+    means = {way: sum(own) / len(own) for way, own in errors.items()}
+    about = {row["way"]: (row["net"], row["way"], row["epochs"]) for row in stored["rows"]}
+    lines = [
+        [*about[way], ", ".join(f"{one:.2f}" for one in own), f"{means[way]:.2f}",
+         f"{means['alone'] - means[way]:.2f}" if way != "alone" and "alone" in means else ""]
+        for way, own in errors.items()
+    ]  # fmt: skip
+    heads = ["net", "way", "epochs", "error % of each seed", "mean", "points gained"]
+    return [f"{stored['conditions'].capitalize()}.", table(heads, lines), *unfinished(stored)]
 
 
 def _mean(values: Sequence[float]) -> str:

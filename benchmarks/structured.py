@@ -88,7 +88,7 @@ ROWS = tuple(
 def task(row: Row) -> Task:
     """The net with its trained weights; LeNet-5's are those of the row's seed."""
     if row.net == "resnet20":
-        return tasks.resnet20()
+        return tasks.with_teacher(tasks.resnet20(), tasks.resnet20())
     return mnist_task(row.net, trained(row.net, row.seed, shifts=True), seed=row.seed)
 
 

@@ -8,6 +8,7 @@ benchmarks.resnet20`` trains. A task's score is the accuracy: 1 or 0 for each im
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -50,16 +51,16 @@ def mnist_task(net: str, weights: Path, *, seed: int = 0, shifts: bool = True) -
     )
 
 
-def cifar10_task(weights: Weights, *, seed: int = 0) -> tersor.Task:
-    """ResNet-20 on CIFAR-10, with crops of the image padded by 4 and mirror images (He et al. 2016, 4.2).
+def cifar10_task(weights: Weights, *, net: str = "resnet20", seed: int = 0) -> tersor.Task:
+    """A ResNet-20 on CIFAR-10, with crops of the image padded by 4 and mirror images (He et al. 2016, 4.2).
 
     weights -- need not exist where only ``build`` is called (a file is evaluated).
     """
     images = cifar10()
     batches = partial(Batches, mean=MEAN, std=STD)
     return tersor.Task(
-        name="resnet20",
-        build=NETS["resnet20"],
+        name=net,
+        build=NETS[net],
         weights=weights,
         train=batches(images.train, BATCH_SIZE, seed=seed, shift=CROP_PIXELS, flip=True),
         validation=batches(images.validation, 100),
@@ -74,7 +75,12 @@ def cifar10_task(weights: Weights, *, seed: int = 0) -> tersor.Task:
 def net_task(net: str) -> tersor.Task:
     """The task of any net on its data set, to evaluate files: its weights are not there."""
     missing = Path("not-needed.pt")
-    return cifar10_task(missing) if net == "resnet20" else mnist_task(net, missing)
+    return cifar10_task(missing, net=net) if net.startswith("resnet20") else mnist_task(net, missing)
+
+
+def with_teacher(task: tersor.Task, teacher: tersor.Task) -> tersor.Task:
+    """``task`` with the net of another one to learn from, which speaks in bfloat16 where there is such."""
+    return replace(task, teacher=replace(teacher, forward=narrow_forward))
 
 
 def forward(model: nn.Module, batch: ImageBatch) -> Tensor:
@@ -83,8 +89,13 @@ def forward(model: nn.Module, batch: ImageBatch) -> Tensor:
     Channels-last activations, and bfloat16 while training where the processor has it, train LeNet-5 2.4 times
     as fast. Evaluation is in float32.
     """
+    return narrow_forward(model, batch, narrow=model.training)
+
+
+def narrow_forward(model: nn.Module, batch: ImageBatch, *, narrow: bool = True) -> Tensor:
+    """The logits in float32 of a net that computes in bfloat16, if asked for and where the processor does."""
     images = batch[0].contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16, enabled=model.training and _has_bfloat16()):
+    with torch.autocast("cpu", torch.bfloat16, enabled=narrow and _has_bfloat16()):
         logits: Tensor = model(images)
     return logits.float()
 

@@ -1,4 +1,4 @@
-from benchmarks import figures, figures_pruning, pruning, structured
+from benchmarks import figures, figures_pruning, pruning, structured, students
 
 
 def test_the_page_is_that_of_the_committed_results():
@@ -32,8 +32,19 @@ def test_a_shrunk_net_has_its_latencies_below():
     assert "+0.50" in text and "Not run" not in text
 
 
+def test_students_are_compared_by_the_means_of_their_seeds():
+    rows = [
+        {"net": "half", "way": way, "seed": seed, "epochs": 20, "size_bytes": 10, "error_percent": error}
+        for way, errors in (("alone", (11.0, 12.0)), ("taught", (10.0, 10.5)))
+        for seed, error in enumerate(errors)
+    ]
+    text = "\n".join(figures_pruning.students({"rows": rows, "conditions": "all", "unfinished": []}))
+    assert "| half | alone | 20 | 11.00, 12.00 | 11.50 |  |" in text
+    assert "| half | taught | 20 | 10.00, 10.50 | 10.25 | 1.25 |" in text
+
+
 def test_rows_have_names_of_their_own_as_their_recipes_do():
-    for rows in (pruning.ROWS, structured.ROWS):
+    for rows in (pruning.ROWS, structured.ROWS, students.ROWS):
         assert len({row.name for row in rows}) == len(rows)
         for row in rows:
             assert row.recipe.name == row.name
@@ -46,4 +57,4 @@ def test_every_way_to_prune_trains_for_as_long():
         rounds = step.rounds if row.schedule == "iterative" else 1
         lengths.setdefault(row.net, set()).add(round(step.train.epochs * rounds, 9))
         assert step.train.teacher == ("original" if row.taught else "none")
-    assert lengths == {net: {epochs} for net, epochs in pruning.EPOCHS.items()}
+    assert lengths == {net: {train.epochs} for net, train in pruning.TRAINING.items()}

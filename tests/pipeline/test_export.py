@@ -1,5 +1,6 @@
 """From a task to a file that other runtimes run: points, names, bytes, and who agrees with whom."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 from functools import cache
@@ -29,7 +30,7 @@ from tersor.pipeline.context import Context
 from tersor.pipeline.quantize import plan_quantization
 from tersor.pipeline.steps import apply_step
 from tersor.pipeline.work import Work
-from tersor.points import label
+from tersor.points import CENTER, label
 from tersor.spec import Cluster, Fold, Prune, Quantize, Recipe, Rule, Train
 
 NETS = {"vision": nets.vision_task, "words": nets.words_task}
@@ -79,6 +80,19 @@ def test_the_runtime_is_within_a_step_of_the_quantized_model(each):
     _, _, _, exported = each
     assert exported.agreement.largest <= 1 and exported.agreement.samples == 21
     assert exported.floats == {}
+
+
+def test_openvino_gets_int8_where_the_zero_point_is_in_the_middle(made):
+    pytest.importorskip("openvino")
+    task, folder, result, _ = made("vision")
+    with Reader(result.path) as reader:
+        centered = [one for one in reader.points if one.zero_point == CENTER]
+        others = [one for one in reader.points if one.zero_point != CENTER]
+    assert centered and others
+    agreed = tersor.export_model(task, result.path, folder / "model.xml", format="openvino").agreement
+    assert agreed.largest <= 1
+    kinds = Counter(re.findall(r'destination_type="([iu]8)"', (folder / "model.xml").read_text()))
+    assert kinds == {"i8": len(centered), "u8": len(others)}
 
 
 def test_openvino_takes_the_same_file(made):

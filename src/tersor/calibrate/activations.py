@@ -112,7 +112,8 @@ def calibrate(
     ``auto`` takes the whole range, unless clipping it makes the expected squared error at least a tenth
     smaller. A zero point of 8 bits it puts at 128 where that does not make the error more than twice as
     large: the same values as int8 have none, which saves runtimes that take int8 a correction in each
-    product (:func:`tersor.points.as_int8`). Raises :class:`TensorError` where a value was never seen, or was NaN or Inf.
+    product (:func:`tersor.points.as_int8`). Raises :class:`TensorError` where a value was never seen, or was
+    NaN or Inf.
     """
     grids = {value: Grid(bits=bits[value], symmetric=False, signed=False) for value in keys}
     return {
@@ -126,17 +127,17 @@ def _calibrate(
     with in_context(spell(key)):
         if not seen.count:
             raise TensorError("no value was seen in calibration: more batches, or leave the layer out")
-        if method == "auto":
+        chosen, reason, used = method, "asked for", grid
+        if chosen == "auto":
             chosen, reason = _better(seen, grid)
             used, words = _centered(seen, grid, chosen)
-        else:
-            chosen, reason, used, words = method, "asked for", grid, ""
+            reason += words
         low, high = clip_range(seen, used, chosen, percentile=percentile)
         scale, zero_point = grid_of_range(low, high, used)
         point = QuantPoint(*key, bits=grid.bits, scale=float(scale), zero_point=int(zero_point))
         if used.symmetric:
             point = replace(point, zero_point=CENTER)
-        return Calibrated(point, chosen, reason + words)
+        return Calibrated(point, chosen, reason)
 
 
 def _better(seen: RangeHistogram, grid: Grid) -> tuple[RangeMethod, str]:
@@ -153,5 +154,5 @@ def _centered(seen: RangeHistogram, grid: Grid, method: RangeMethod) -> tuple[Gr
     even = Grid(bits=grid.bits, narrow=True)
     free, centered = (expected_error(seen, one, *clip_range(seen, one, method)) for one in (grid, even))
     if centered > CENTERING_COSTS * free:
-        return grid, f"; a zero point of {CENTER} would make it {centered / free:.1f} times as large"
-    return even, f"; a zero point of {CENTER} makes it {centered / free:.2f} times as large"
+        return grid, f"; a zero point of {CENTER} would more than double it"
+    return even, f"; a zero point of {CENTER} makes it {centered / free if free else 1:.2f} times as large"

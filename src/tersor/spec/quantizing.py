@@ -61,7 +61,9 @@ class Quantize:
         ``narrow`` is for symmetric signed grids.
     scale -- how the scales of the weights are chosen; ``percentile`` goes with ``percentile``, for both.
     rounding -- ``learned`` chooses up or down by each layer's output (Nagel et al. 2020, AdaRound).
-    activations -- ``static``: scales from ``batches`` of training (else validation) data by ``calibrator``;
+    activations -- ``static``: scales from ``batches`` of training (else validation) data by ``calibrator``
+        (``auto``: all that was seen or the least squared error, and a zero point in the middle of the codes
+        where that costs little, which is faster in runtimes that take int8);
         ``dynamic``: the runtime takes them from each batch, for linear layers; ``none``: only weights.
     activation_bits -- of what a layer with weights reads; what only additions and the like read has 8.
     correct_bias -- let biases make up for the mean error of each channel (Nagel et al. 2019, section 4.2).
