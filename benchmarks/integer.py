@@ -27,12 +27,12 @@ import torch
 
 import tersor
 from benchmarks.baselines import trained
-from benchmarks.peers import Images, file_bytes, nncf_missing, open_any, quantize_static, run_nncf
+from benchmarks.peers import Images, file_bytes, nncf_missing, quantize_static, run_nncf
 from benchmarks.results import write_results
 from benchmarks.tasks import mnist_task, resnet20
 from tersor.calibrate.activations import calibration_batches
 from tersor.export.doctor import diagnose
-from tersor.export.runtimes import Session
+from tersor.export.runtimes import Session, open_session
 from tersor.export.served import ServedModel
 from tersor.measure.latency import Latency, compare_latency
 from tersor.measure.quality import compare, evaluate_model
@@ -185,7 +185,7 @@ def _measured(net: Net, method: str) -> Row:
     }
     for runtime in RUNTIMES if path.suffix == ".onnx" else ("openvino",):
         try:
-            session = open_any(path, runtime)
+            session = open_session(path, runtime)
         except tersor.ExportError as error:
             row[f"{runtime}_refuses"] = str(error).partition("does not take it: ")[2]
             continue
@@ -262,7 +262,7 @@ def _timed(net: Net, paths: Mapping[str, Path], batch_size: int, runtime: str) -
     timed = [Timed(method, runtime, precision) for precision in precisions for method in paths]
     images = next(iter(net.task.test))[0].numpy()
     given = [np.resize(images, (batch_size, *images.shape[1:]))]
-    sessions = {one: open_any(paths[one.method], runtime, one.precision) for one in timed}
+    sessions = {one: open_session(paths[one.method], runtime, precision=one.precision) for one in timed}
     calls = {one.name: _call(session, given) for one, session in sessions.items()}
     references = [Timed("float", runtime, precision) for precision in precisions]
     references += [Timed(method, runtime, "f32") for method in ("quantize_static", "int8", *PEERS[1:])]

@@ -14,13 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tersor.errors import TersorError
-from tersor.export.runtimes import Port, Precision, Session, open_session
+from tersor.export.runtimes import open_session
 
 ROOT = Path(__file__).resolve().parent.parent
 NNCF_FOLDER = ROOT / ".venv" / "nncf"
@@ -86,46 +85,6 @@ def run_nncf(source: Path, out: Path, images: Images, folder: Path = NNCF_FOLDER
 def file_bytes(path: Path) -> int:
     """What the file takes, with the weights of an IR."""
     return sum(one.stat().st_size for one in {path, path.with_suffix(".bin")} if one.is_file())
-
-
-def open_any(path: Path, runtime: str, precision: Precision = "f32") -> Session:
-    """A session of an ONNX file or an IR, on one thread."""
-    if path.suffix != ".xml":
-        return open_session(path, runtime, threads=1, precision=precision)
-    return _open_ir(path, precision)
-
-
-def _open_ir(path: Path, precision: Precision) -> Session:
-    """An IR in OpenVINO, with the settings that :mod:`tersor.export.openvino` has for ONNX files."""
-    import openvino
-
-    settings: dict[str, Any] = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
-        "INFERENCE_NUM_THREADS": 1,
-        "ENABLE_CPU_PINNING": False,
-    }
-    if precision == "f32":
-        settings["INFERENCE_PRECISION_HINT"] = "f32"
-    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
-    request = compiled.create_infer_request()
-    chosen = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-    inputs, outputs = (tuple(_port(one) for one in ports) for ports in (compiled.inputs, compiled.outputs))
-
-    def call(arrays: Sequence[Any]) -> list[Any]:
-        found = request.infer(list(arrays), share_inputs=False, share_outputs=False)
-        return [found[port] for port in compiled.outputs]
-
-    version = openvino.__version__.partition("-")[0]
-    return Session("openvino", version, 1, chosen, inputs, outputs, call)
-
-
-def _port(port: Any) -> Port:
-    sizes = tuple(
-        one.get_length() if one.is_static else f"{port.any_name}.{axis}"
-        for axis, one in enumerate(port.partial_shape)
-    )
-    return Port(port.any_name, np.dtype(port.element_type.to_dtype()).name, sizes)
 
 
 def _nncf_onnx(source: Path, out: Path, images: Images) -> None:
