@@ -22,3 +22,12 @@ def matches(pattern: str, text: str) -> bool:
         return re.fullmatch(pattern[3:], text) is not None
     except re.error as error:
         raise TargetError(f"pattern {pattern!r} is no regular expression: {error}") from error
+
+
+def literal(text: str) -> str:
+    """A pattern that matches ``text`` and nothing else.
+
+    >>> literal("fc1.weight"), literal("a[0]")
+    ('fc1.weight', 're:a\\\\[0\\\\]')
+    """
+    return f"re:{re.escape(text)}" if any(sign in text for sign in "*?[") or text.startswith("re:") else text

@@ -121,3 +121,43 @@ class LayerRecord:
     def bits_per_weight(self) -> float:
         """Bits of the file for each weight of the tensor."""
         return 8 * self.size_bytes / max(prod(self.shape), 1)
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One file that a search made.
+
+    drop, verdict_drop -- on the half of the validation data that trials are chosen on, and on the other.
+    inside -- the budget, on the former; front -- no other trial has fewer bytes and a smaller drop there.
+    """
+
+    steps: str
+    size_bytes: int
+    drop: float
+    verdict_drop: float
+    inside: bool
+    front: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """What a search looked for, and on what grounds it chose.
+
+    allowed -- the greatest drop, in the score's unit, or the most bytes. missed_by -- by how much the verdict
+        misses it, in the same unit; 0 where the budget is met. in_the_way -- then the tensors that lose most, by
+        the estimate, worst first. note -- what the validation data can and cannot tell.
+    """
+
+    budget: dict[str, Any]
+    allowed: float
+    missed_by: float
+    validation_samples: int
+    note: str
+    in_the_way: tuple[str, ...]
+    trials: tuple[TrialRecord, ...]
+
+    @property
+    def met(self) -> bool:
+        """Whether the budget is met."""
+        return self.missed_by == 0

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tersor.errors import TaskError
+from tersor.measure.outputs import labels_of, logits_of
 from tersor.spec import Distill
-from tersor.train.distill import decoupled_terms, labels_of, logits_of, output_loss, soft_loss
+from tersor.train.distill import decoupled_terms, output_loss, soft_loss
 
 
 def draw(seed, *shape, scale=3.0):

@@ -53,6 +53,11 @@ def encode_tensor(name: str, tensor: CompressedTensor, speed: Speed) -> tuple[En
     return replace(entry, parts=parts), [data for _, data in payloads]
 
 
+def coded_bytes(tensor: CompressedTensor, speed: Speed) -> int:
+    """What the tensor takes in a file, without its name and the rest of its entry in the index."""
+    return sum(map(len, encode_tensor("", tensor, speed)[1]))
+
+
 def decode_tensor(entry: Entry, chunk: bytes) -> CompressedTensor:
     """The tensor whose chunk this is; raises :class:`FormatError` where the payloads do not fit the entry."""
     ends = accumulate(part.size for part in entry.parts)

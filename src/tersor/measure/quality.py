@@ -120,6 +120,48 @@ def compare(
     return _compare_means(sign * (before - after), asked_drop)
 
 
+def halves(score: Score) -> tuple[Score, Score]:
+    """The scores of every second sample, from the first on and from the second on.
+
+    A metric of the whole, and a single sample, are both halves.
+    """
+    values = score.per_sample
+    if values is None or len(values) < 2:
+        return score, score
+    order = score.order or 0
+    return _score(values[::2], order), _score(values[1::2], order)
+
+
+def drop_error(baseline: Score, artifact: Score) -> float | None:
+    """The standard error of the drop on the same samples, more than 0; None where there are none.
+
+    Of scores of 0 and 1 one more sample is counted as lost, so that none is not taken for certain.
+    """
+    before, after = baseline.per_sample, artifact.per_sample
+    if before is None or after is None or len(before) != len(after) or len(before) < 2:
+        return None
+    if _is_binary(before) and _is_binary(after):
+        return float(np.sqrt(np.count_nonzero(before != after) + 1)) / len(before)
+    return max(float((before - after).std(ddof=1)) / float(np.sqrt(len(before))), 1e-12)
+
+
+def greatest_drop(
+    baseline: Score, artifact: Score, *, higher_is_better: bool, confidence: float
+) -> float | None:
+    """The one-sided upper bound of the drop at ``confidence`` percent, on the same samples; None without any.
+
+    Tango's interval where all scores are 0 or 1, else a bootstrap of the differences.
+    """
+    before, after = baseline.per_sample, artifact.per_sample
+    if before is None or after is None or len(before) != len(after) or len(before) < 2:
+        return None
+    lost = (before - after) if higher_is_better else (after - before)
+    level = 2 * confidence / 100 - 1  # of the two-sided interval whose upper end this is
+    if _is_binary(before) and _is_binary(after):
+        return tango(Discordance(int((lost > 0).sum()), int((lost < 0).sum()), len(lost)), level)[1]
+    return bootstrap(lost, level=level)[1]
+
+
 def check_asked_drop(asked_drop: float | None) -> None:
     """Raise :class:`SpecError` for a drop that nobody can ask for."""
     if asked_drop is not None and not (isinstance(asked_drop, Real) and 0 <= asked_drop < inf):

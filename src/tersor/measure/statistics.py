@@ -54,20 +54,23 @@ def mcnemar(pairs: Discordance) -> float:
     return min(1.0, 2.0 * float(np.exp(log_choose - count * np.log(2.0)).sum()))
 
 
-def tango(pairs: Discordance) -> tuple[float, float]:
+def tango(pairs: Discordance, level: float = 0.95) -> tuple[float, float]:
     """Score interval of the difference (lost - gained) / n of paired proportions (Tango 1998, section 4).
+
+    level -- two-sided.
 
     >>> [round(bound, 3) for bound in tango(Discordance(lost=1, gained=7, n=21))]
     [-0.517, -0.026]
     """
     b, c, n = pairs.lost, pairs.gained, pairs.n
+    z = _NORMAL.inv_cdf((1 + level) / 2)
 
     def excess(drop: float, sign: int) -> float:
         """Score statistic of the hypothesis ``drop``, less the critical value; falls as drop rises."""
         middle = -b - c + (2 * n - b + c) * drop
         gained = (sqrt(middle * middle + 8 * n * c * drop * (1 - drop)) - middle) / (4 * n)
         variance = n * (2 * gained + drop * (1 - drop))
-        return (b - c - n * drop) - sign * _Z * sqrt(max(variance, 0.0))
+        return (b - c - n * drop) - sign * z * sqrt(max(variance, 0.0))
 
     estimate = (b - c) / n
     low = _falling_root(lambda drop: excess(drop, 1), -1.0, estimate)
@@ -99,8 +102,8 @@ def mean_resolution(differences: Values) -> float:
     return (_Z + _Z_POWER) * float(differences.std(ddof=1)) / sqrt(len(differences))
 
 
-def bootstrap(values: Values, seed: int = 0) -> tuple[float, float, float]:
-    """Interval of the mean and p-value of a mean of 0: (low, high, p_value).
+def bootstrap(values: Values, seed: int = 0, level: float = 0.95) -> tuple[float, float, float]:
+    """Interval of the mean, two-sided at ``level``, and p-value of a mean of 0: (low, high, p_value).
 
     Bias-corrected and accelerated (Efron 1987) over ``DRAWS`` resamples; the p-value shifts the resamples to
     a mean of 0 (Efron & Tibshirani 1993, section 16.4).
@@ -114,7 +117,8 @@ def bootstrap(values: Values, seed: int = 0) -> tuple[float, float, float]:
     below = (np.count_nonzero(means < 0) + np.count_nonzero(means == 0) / 2) / DRAWS
     bias = _NORMAL.inv_cdf(min(max(below, 1 / DRAWS), 1 - 1 / DRAWS))
     acceleration = float(np.mean((centred / spread) ** 3)) / (6 * sqrt(len(values)))
-    levels = [_accelerated(z, bias, acceleration) for z in (-_Z, _Z)]
+    z = _NORMAL.inv_cdf((1 + level) / 2)
+    levels = [_accelerated(end, bias, acceleration) for end in (-z, z)]
     low, high = np.quantile(means, levels)
     extreme = np.count_nonzero(np.abs(means) >= abs(mean) * (1 - 1e-12))
     return mean + float(low), mean + float(high), float(extreme + 1) / (DRAWS + 1)

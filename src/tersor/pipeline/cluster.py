@@ -9,6 +9,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from tersor.calibrate.curvature import damped, output_curvature
 from tersor.calibrate.fisher import diagonal_fisher, floored
 from tersor.errors import in_context
 from tersor.model.attach import attach_codebook
@@ -19,6 +20,7 @@ from tersor.pipeline.work import Work
 from tersor.result import Touched
 from tersor.spec import Cluster
 from tersor.tensor.cluster import cluster_tensor
+from tersor.tensor.prices import price_factors
 from tersor.train.control import Reassignment
 
 
@@ -28,15 +30,17 @@ def cluster(work: Work, step: Cluster, context: Context) -> list[Touched]:
     selected = select(model, step)
     chosen = [one for one in selected if one.step is not None]
     specs = {one.storage.name: cast(Cluster, one.step) for one in chosen}
-    weighed = {name for name, spec in specs.items() if spec.importance == "fisher"}
     importance: dict[str, NDArray[np.float32]] = {}
-    if weighed:
-        with seeded(context):
-            found = diagonal_fisher(
-                model, context.task, weighed, batches=step.fisher_batches, device=context.device
-            )
-        importance = {name: floored(one) for name, one in found.items()}
-        specs |= _one_price([one.storage for one in chosen if one.storage.name in weighed], specs, importance)
+    for kind, (weigh, even) in _IMPORTANCE.items():
+        weighed = [one.storage for one in chosen if specs[one.storage.name].importance == kind]
+        if weighed:
+            with seeded(context):
+                found = weigh(
+                    model, context.task, {one.name for one in weighed}, batches=step.fisher_batches,
+                    device=context.device,
+                )  # fmt: skip
+            importance |= {name: even(one) for name, one in found.items()}
+            specs |= _one_price(weighed, specs, importance)
     for done, one in enumerate(chosen):
         storage, spec = one.storage, specs[one.storage.name]
         context.progress(step.name, done, len(chosen), storage.name)
@@ -57,26 +61,13 @@ def cluster(work: Work, step: Cluster, context: Context) -> list[Touched]:
     return [*report_storages(model, selected), *rows]
 
 
+_IMPORTANCE = {"fisher": (diagonal_fisher, floored), "output": (output_curvature, damped)}
+
+
 def _one_price(
     storages: Sequence[Storage], specs: Mapping[str, Cluster], importance: Mapping[str, NDArray[np.float32]]
 ) -> dict[str, Cluster]:
-    """The specs with rates that make a bit cost the same expected loss in every tensor.
-
-    Importance is on one scale for all tensors, so a tensor that matters little may lose more. The scale of
-    the price is the mean importance times the mean squared weight, over all of them (Choi et al. 2017,
-    section 3).
-    """
-    energies, counts = {}, {}
-    for storage in storages:
-        mask = storage.mask()
-        square = np.square(storage.dense().detach().cpu().float().numpy())
-        kept = np.ones(storage.shape, np.bool_) if mask is None else mask & (square != 0)
-        count = int(kept.sum())
-        weight = importance[storage.name]
-        energies[storage.name] = float(weight[kept].mean()) * float(square[kept].mean()) if count else 0.0
-        counts[storage.name] = count
-    overall = sum(energies[name] * counts[name] for name in energies) / max(sum(counts.values()), 1)
-    return {
-        name: replace(specs[name], rate=specs[name].rate * overall / energy if energy else specs[name].rate)
-        for name, energy in energies.items()
-    }
+    """The specs with rates that make a bit cost the same expected loss in every tensor."""
+    weights = {one.name: one.dense().detach().cpu().float().numpy() for one in storages}
+    factors = price_factors(weights, importance, {one.name: one.mask() for one in storages})
+    return {name: replace(specs[name], rate=specs[name].rate * factors[name]) for name in factors}

@@ -77,12 +77,17 @@ def evaluate(
     """
     check_is_task(task)
     check_device(device)
-    model = load(path, fresh_model(task)).to(device)
-    with Reader(path) as reader:
-        run = Work(model, reader.points).runnable(task)
+    run = runnable(task, path, device)
     return evaluate_model(
         run, task, task.test if loader is None else loader, device=device, progress=progress
     )
+
+
+def runnable(task: Task, path: str | Path, device: str = "cpu") -> nn.Module:
+    """A fresh model filled from a file, with its activations quantized where the file has points."""
+    model = load(path, fresh_model(task)).to(device)
+    with Reader(path) as reader:
+        return Work(model, reader.points).runnable(task)
 
 
 def check_device(device: str) -> None:

@@ -27,7 +27,6 @@ from tersor.export.prepare import prepared, quantized, with_outputs
 from tersor.export.runtimes import Port, open_session, read_content
 from tersor.export.weights import Integers, integers
 from tersor.patterns import matches
-from tersor.pipeline.quantize import grid_for
 from tersor.pipeline.samples import Array, Samples, batches_of
 from tersor.points import RECURRENT, WEIGHTED, Operation, Placement, QuantPoint, place, spell
 from tersor.progress import Progress, silent
@@ -37,7 +36,7 @@ from tersor.tensor.cluster import cluster_tensor
 from tersor.tensor.codebook import snap_to_int8
 from tersor.tensor.compressed import Codebook
 from tersor.tensor.ranges import RangeHistogram
-from tersor.tensor.scales import quantize_tensor
+from tersor.tensor.scales import grid_for, quantize_tensor
 
 INT8 = Recipe(name="int8", steps=(Quantize(),))
 Step = Cluster | Quantize

@@ -14,7 +14,7 @@ from tersor.model.restore import trained_model
 from tersor.pipeline.context import Context, taught
 from tersor.pipeline.run import check_seed, check_task, file_speed, non_finite, step_seed
 from tersor.pipeline.steps import apply_step, without_training
-from tersor.pipeline.work import work_before, write_collected
+from tersor.pipeline.work import work_after, write_collected
 from tersor.recipe.load import load_recipe
 from tersor.spec import Recipe, Train
 from tersor.task import Task
@@ -67,7 +67,7 @@ def plan(task: Task, recipe: Recipe | str | Path = "deep-compression", *, seed: 
         path = Path(folder) / "planned.tersor"
         for index, step in enumerate(wanted.steps):
             touched = []
-            work = work_before(task, collected, wanted, index)
+            work = work_after(task, collected, wanted.steps[:index])
             context = Context(task, step_seed(seed, index))
             if not isinstance(step, Train):
                 touched = apply_step(work, without_training(step), context)

@@ -23,12 +23,11 @@ from tersor.progress import Progress, inside
 from tersor.result import Touched
 from tersor.spec import Quantize
 from tersor.task import Task
-from tersor.tensor.affine import Grid, to_float16
+from tersor.tensor.affine import to_float16
 from tersor.tensor.codebook import snap_to_int8
 from tersor.tensor.compressed import Affine, Codebook, CompressedTensor
-from tersor.tensor.groups import Granularity
 from tersor.tensor.histogram import F32
-from tersor.tensor.scales import quantize_tensor
+from tersor.tensor.scales import grid_for, quantize_tensor
 
 HALF = 16
 
@@ -140,16 +139,6 @@ def quantize_weights_(
             progress(f"{step.name}: rounding", done, len(chosen), one.storage.name)
         with in_context(one.storage.name):
             _quantize_weight(work, one.storage, spec, learner, training=step.train is not None)
-
-
-def grid_for(spec: Quantize, dimensions: int) -> Grid:
-    """The grid of a weight; one with fewer than two dimensions has one scale."""
-    kind = spec.granularity if dimensions > 1 else "tensor"
-    granularity = Granularity(
-        kind, spec.axis if kind != "tensor" else 0, spec.block_size if kind == "block" else 0
-    )
-    narrow = spec.narrow and spec.symmetric and spec.signed and spec.bits > 1
-    return Grid(spec.bits, spec.symmetric, spec.signed, narrow, spec.power_of_two, granularity)
 
 
 def report(planned: Planned, points: Mapping[str, Calibrated], final: Mapping[str, str]) -> list[Touched]:

@@ -13,7 +13,7 @@ from typing import Any
 from tersor.artifact.writer import disk_errors, replacing
 from tersor.errors import TersorError
 from tersor.recipe import dump_recipe, recipe_to_dict
-from tersor.result import Comparison, LayerRecord, Ledger, Score, StageRecord
+from tersor.result import Comparison, LayerRecord, Ledger, Score, SearchRecord, StageRecord
 from tersor.spec import Recipe
 
 ARTIFACT, REPORT, RECIPE = "model.tersor", "result.json", "recipe.yaml"
@@ -31,6 +31,7 @@ class Result:
     aliases -- further name -> name of the tensor that it is tied to.
     non_finite -- how many NaN and Inf a tensor holds that has any: not compressed, it is kept as it is.
     seconds -- those of an earlier run that this one went on from included, unless it was killed.
+    search -- what was tried, where a budget was given and no recipe.
     """
 
     task: str
@@ -47,6 +48,7 @@ class Result:
     non_finite: Mapping[str, int]
     seconds: float
     path: Path
+    search: SearchRecord | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -76,6 +78,7 @@ class Result:
             "ledger": [_plain(row) | {"size_bytes": row.size_bytes} for row in self.ledger.rows],
             "seconds": self.seconds,
             "recipe": recipe_to_dict(self.recipe),
+            **({"search": asdict(self.search)} if self.search else {}),
         }
 
     def save(self, directory: str | Path) -> Path:

@@ -7,6 +7,7 @@ where it stopped, with the same bytes as one that was never interrupted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from numbers import Integral
@@ -28,13 +29,14 @@ from tersor.pipeline.load import check_device, evaluate
 from tersor.pipeline.result import ARTIFACT, Result, check_folder
 from tersor.pipeline.stages import Stage, StageStore
 from tersor.pipeline.steps import apply_step
-from tersor.pipeline.work import read_collected, work_before, write_collected
+from tersor.pipeline.work import read_collected, work_after, write_collected
 from tersor.progress import Progress, inside, silent
 from tersor.recipe.load import load_recipe
 from tersor.result import LayerRecord, Ledger, StageRecord
 from tersor.spec import (
     FROM_GRADIENTS,
     FROM_OUTPUTS,
+    Cluster,
     Code,
     Fold,
     Prune,
@@ -107,10 +109,20 @@ def compress(
 def _compress(store: StageStore, recipe: Recipe, context: Context, asked_drop: float | None) -> Result:
     """The result with its file still in the store's working folder."""
     started = perf_counter()
-    task, device, progress = context.task, context.device, context.progress
-    collected = _run_steps(recipe, store, context)
+    collected = run_steps(recipe, store, context)
     path = store.work / ARTIFACT
     ledger = write_collected(path, collected, file_speed(recipe))
+    result = measured_result(recipe, store.stages, collected, (path, ledger), context, asked_drop)
+    return replace(result, seconds=store.earlier_seconds + perf_counter() - started)
+
+
+def measured_result(
+    recipe: Recipe, stages: Sequence[Stage], collected: Collected, file: tuple[Path, Ledger],
+    context: Context, asked_drop: float | None,
+) -> Result:  # fmt: skip
+    """What is measured of a file on the test data, with the baseline beside it; no seconds yet."""
+    task, device, progress = context.task, context.device, context.progress
+    path, ledger = file
     original = trained_model(task.reference)
     telling = inside(progress, "baseline")
     baseline = evaluate_model(original.to(device), task.reference, task.test, device=device, progress=telling)
@@ -124,11 +136,11 @@ def _compress(store: StageStore, recipe: Recipe, context: Context, asked_drop: f
         comparison=compare(baseline, artifact, higher_is_better=task.higher_is_better, asked_drop=asked_drop),
         ledger=ledger,
         dense_bytes=dense_bytes(original),
-        stages=tuple(stage.record for stage in store.stages),
-        layers=_layers(collected, ledger, store.stages),
+        stages=tuple(stage.record for stage in stages),
+        layers=_layers(collected, ledger, stages),
         aliases=collected.aliases,
         non_finite=non_finite(collected),
-        seconds=store.earlier_seconds + perf_counter() - started,
+        seconds=0.0,
         path=path,
     )
 
@@ -157,7 +169,7 @@ def _check_pruning(task: Task, step: Step) -> None:
     """What a step that prunes ranks by, and where it stops, has to be there too."""
     if not isinstance(step, Prune):
         return
-    asked = {step.importance, *(rule.override.get("importance") for rule in step.rules)}
+    asked = _importance(step)
     for name in ("loss", "train"):
         if asked & set(FROM_GRADIENTS) and getattr(task, name) is None:
             raise TaskError(f"task {task.name!r} has no {name}, which step {step.name!r} ranks weights by")
@@ -169,6 +181,7 @@ def _check_pruning(task: Task, step: Step) -> None:
 def _looks_at_loss(step: Step) -> bool:
     """Whether a step takes gradients of the loss on training data."""
     ranks = isinstance(step, Shrink) and step.importance in ("taylor", "fisher")
+    ranks = ranks or (isinstance(step, Cluster) and "fisher" in _importance(step))
     return isinstance(step, Train) or getattr(step, "train", None) is not None or ranks
 
 
@@ -177,12 +190,19 @@ def _looks_at_data(step: Step) -> bool:
     if isinstance(step, Quantize):
         return step.activations == "static" or step.correct_bias or step.rounding == "learned"
     if isinstance(step, Prune):
-        asked = {step.importance, *(rule.override.get("importance") for rule in step.rules)}
-        return bool(asked & set(FROM_OUTPUTS))
+        return bool(_importance(step) & set(FROM_OUTPUTS))
+    if isinstance(step, Cluster):
+        return "output" in _importance(step)
     return isinstance(step, Smooth) or (isinstance(step, Fold | Shrink) and step.reestimate > 0)
 
 
-def _run_steps(recipe: Recipe, store: StageStore, context: Context) -> Collected:
+def _importance(step: Prune | Cluster) -> set[str]:
+    """All that a step and its rules weigh by."""
+    return {step.importance, *(rule.override.get("importance", step.importance) for rule in step.rules)}
+
+
+def run_steps(recipe: Recipe, store: StageStore, context: Context) -> Collected:
+    """The model after all steps of a recipe, going on from the stages that the store has."""
     collected = (
         read_collected(store.stages[-1].path) if store.stages else collect(trained_model(context.task))
     )
@@ -190,9 +210,9 @@ def _run_steps(recipe: Recipe, store: StageStore, context: Context) -> Collected
         if index < len(store.stages):
             context.progress(step.name, 1, 1, "done by an earlier run")
             continue
-        path = store.path(index, step.name)
+        path = store.paths[index]
         with store.timing(path) as seconds:
-            work = work_before(context.task, collected, recipe, index)
+            work = work_after(context.task, collected, recipe.steps[:index])
             work.model.to(context.device)
             inner = replace(
                 context, seed=step_seed(context.seed, index), checkpoint=path.with_suffix(".checkpoint")
@@ -244,7 +264,7 @@ def _validation_score(context: Context, path: Path) -> float | None:
     return evaluate(context.task, path, loader=loader, device=context.device).value
 
 
-def _layers(collected: Collected, ledger: Ledger, stages: list[Stage]) -> tuple[LayerRecord, ...]:
+def _layers(collected: Collected, ledger: Ledger, stages: Sequence[Stage]) -> tuple[LayerRecord, ...]:
     sizes = {row.name: row for row in ledger.rows}
     records = []
     for name, tensor in collected.tensors.items():

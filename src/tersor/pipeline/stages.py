@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from tersor.artifact.writer import disk_errors, replacing
 from tersor.errors import TersorError
 from tersor.pipeline.fingerprint import fingerprint
 from tersor.result import StageRecord, Touched
-from tersor.spec import Recipe
+from tersor.spec import Recipe, Step
 from tersor.task import Task
 
 WORK, KEPT = ".tersor-run", "stages"
@@ -33,6 +33,7 @@ class StageStore:
     """The stages that a run has finished, on disk in ``folder/.tersor-run``."""
 
     folder: Path
+    paths: tuple[Path, ...] = ()  # of the steps, one each
     stages: list[Stage] = field(default_factory=list)
     discarded: bool = False  # whether another run was left unfinished here, and is gone now
     earlier_seconds: float = 0.0  # of the stages and parts of stages that an interrupted run left
@@ -45,7 +46,7 @@ class StageStore:
         what they hold), the number of batches, device, threads and versions are; the samples themselves are
         not compared.
         """
-        store = cls(folder)
+        store = cls(folder, tuple(_path(folder / WORK, *one) for one in enumerate(recipe.steps)))
         key = fingerprint(task, recipe, seed, device)
         try:
             if not (store.work / "key").exists() or (store.work / "key").read_text() != key:
@@ -55,24 +56,29 @@ class StageStore:
                 (store.work / "key").write_text(key)
         except OSError as error:
             raise TersorError(f"cannot work in {folder}: {error.strerror or error}") from error
-        for index, step in enumerate(recipe.steps):
-            path = store.path(index, step.name)
+        store._read()
+        return store
+
+    @classmethod
+    def of_paths(cls, folder: Path, paths: Sequence[Path]) -> StageStore:
+        """A store whose steps end in files that others may have written: nothing is ever removed."""
+        store = cls(folder, tuple(paths))
+        store._read()
+        return store
+
+    def _read(self) -> None:
+        """Find the stages that are finished, up to the first that is not."""
+        for path in self.paths:
             note = path.with_suffix(".json")
             if not (note.exists() and path.exists()):
                 break
-            store.stages.append(_read(path, note))
-        store.earlier_seconds = sum(stage.record.seconds for stage in store.stages)
-        return store
+            self.stages.append(_read(path, note))
+        self.earlier_seconds = sum(stage.record.seconds for stage in self.stages)
 
     @property
     def work(self) -> Path:
         """Where unfinished runs live."""
         return self.folder / WORK
-
-    def path(self, index: int, name: str) -> Path:
-        """The file that a step ends in; its name is made of the index alone where ``name`` is no word."""
-        word = name if name.replace("-", "").replace("_", "").isalnum() else "step"
-        return self.work / f"{index}-{word}.tersor"
 
     @contextmanager
     def timing(self, path: Path) -> Iterator[Callable[[], float]]:
@@ -115,6 +121,12 @@ class StageStore:
                 for stage in self.stages:
                     stage.path.replace(kept / stage.path.name)
         shutil.rmtree(self.work)
+
+
+def _path(folder: Path, index: int, step: Step) -> Path:
+    """The file that a step ends in; its name is made of the index alone where the step's is no word."""
+    word = step.name if step.name.replace("-", "").replace("_", "").isalnum() else "step"
+    return folder / f"{index}-{word}.tersor"
 
 
 def _seconds(note: Path) -> float:

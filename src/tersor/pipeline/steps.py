@@ -18,6 +18,7 @@ from tersor.result import Touched
 from tersor.spec import (
     FROM_GRADIENTS,
     FROM_OUTPUTS,
+    WEIGHED_BY,
     Cluster,
     Code,
     Fold,
@@ -50,7 +51,7 @@ def without_training(step: Step) -> Step:
         importance = "l2" if step.importance in ("taylor", "fisher") else step.importance
         return replace(step, train=None, reestimate=0, importance=importance)
     if isinstance(step, Cluster):
-        return replace(step, train=None, importance="none", rules=_without(step.rules, ("fisher",), "none"))
+        return replace(step, train=None, importance="none", rules=_without(step.rules, WEIGHED_BY, "none"))
     if isinstance(step, Quantize):
         return replace(
             step, train=None, rounding="nearest", batches=1, freeze_observers=0.0, freeze_norms=0.0

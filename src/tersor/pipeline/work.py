@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tersor.model.simulate import simulated
 from tersor.model.trace import Traced, trace
 from tersor.points import QuantPoint
 from tersor.result import Ledger
-from tersor.spec import Cluster, Recipe, Speed
+from tersor.spec import Cluster, Speed, Step
 from tersor.structure import Change
 from tersor.task import Task
 
@@ -45,13 +46,13 @@ class Work:
         return simulated(self.model, self.traced(task), self.points) if self.points else self.model
 
 
-def work_before(task: Task, collected: Collected, recipe: Recipe, index: int) -> Work:
-    """What step ``index`` starts from: a fresh model that holds ``collected``.
+def work_after(task: Task, collected: Collected, steps: Sequence[Step]) -> Work:
+    """What the step after ``steps`` starts from: a fresh model that holds ``collected``.
 
-    Its codebooks learn as the last clustering before that step says.
+    Its codebooks learn as the last clustering among them says.
     """
     model = trained_model(task)
-    before = [step.update for step in recipe.steps[:index] if isinstance(step, Cluster)]
+    before = [step.update for step in steps if isinstance(step, Cluster)]
     attach_collected_(model, collected, update=before[-1] if before else "gradient")
     return Work(model, collected.points, collected.changes)
 

@@ -8,7 +8,8 @@ the parameter"s name (``fc1.weight``) and against its module"s path (``fc1``).
 Recipes in YAML are these same classes, field by field (:mod:`tersor.recipe`).
 """
 
-from tersor.spec.clustering import Cluster, Init
+from tersor.spec.budget import LIMITS, Budget
+from tersor.spec.clustering import WEIGHED_BY, Cluster, Init
 from tersor.spec.pruning import AMOUNTS, FROM_GRADIENTS, FROM_OUTPUTS, WAYS, Importance, Prune
 from tersor.spec.quantizing import Fold, Quantize, Smooth
 from tersor.spec.recipe import FAMILIES, STEPS, Code, Recipe, Speed, Step, StepT, replace_fields
@@ -21,9 +22,12 @@ __all__ = [
     "FAMILIES",
     "FROM_GRADIENTS",
     "FROM_OUTPUTS",
+    "LIMITS",
     "SHRINK_AMOUNTS",
     "STEPS",
     "WAYS",
+    "WEIGHED_BY",
+    "Budget",
     "Cluster",
     "Code",
     "Distill",

@@ -10,6 +10,7 @@ from tersor.errors import SpecError
 from tersor.spec.rule import Rule
 from tersor.spec.training import Train
 
+WEIGHED_BY = ("fisher", "output")
 Init = Literal["optimal", "exact", "linear", "random", "density", "kmeans++"]
 
 
@@ -22,7 +23,9 @@ class Cluster:
     32 for each value of the codebook, with at most 2^bits values (default 2^8). ``init`` is ``optimal``
     (histogram route), ``exact`` (all unique values), or a start for Lloyd's iterations. ``keep_zero``
     holds an exact 0.0 in the codebook (always so where weights were pruned). ``importance="fisher"``
-    weighs errors by the squared gradient of the loss over ``fisher_batches`` training batches. While its
+    weighs errors by the squared gradient of the loss over ``fisher_batches`` training batches, ``output``
+    by how much the outputs change, for which any data will do, without labels
+    (:func:`tersor.calibrate.curvature.output_curvature`). While its
     ``train`` phase runs, centroids move by the ``gradient`` of the loss (summed over their members), or
     each weight moves alone and shows the ``mean`` of its members; codes are assigned anew every
     ``reassign`` epochs (0: never).
@@ -44,7 +47,7 @@ class Cluster:
     block_size: int = 0
     keep_zero: bool = False
     biases: bool = False
-    importance: Literal["none", "fisher"] = "none"
+    importance: Literal["none", "fisher", "output"] = "none"
     fisher_batches: int = 32
     update: Literal["gradient", "mean"] = "gradient"
     reassign: int = 0
@@ -65,7 +68,7 @@ class Cluster:
         require(self.fisher_batches > 0, "fisher_batches", self.fisher_batches, "at least 1")
         one_of(self, "init", ("optimal", "exact", "linear", "random", "density", "kmeans++"))
         one_of(self, "granularity", ("tensor", "channel", "block"))
-        one_of(self, "importance", ("none", "fisher"))
+        one_of(self, "importance", ("none", *WEIGHED_BY))
         one_of(self, "update", ("gradient", "mean"))
         check_block(self.granularity, self.block_size)
         if self.rate and self.init not in ("optimal", "exact"):

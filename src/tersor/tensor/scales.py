@@ -10,11 +10,12 @@ from numba import njit
 from numpy.typing import NDArray
 
 from tersor.errors import SpecError, TensorError, did_you_mean
+from tersor.spec import Quantize
 from tersor.tensor.affine import Grid, quantize
 from tersor.tensor.cluster import finite_values
 from tersor.tensor.compressed import CompressedTensor
 from tersor.tensor.fitting import fit_asymmetric, fit_powers_of_two, fit_symmetric
-from tersor.tensor.groups import ravel_groups
+from tersor.tensor.groups import Granularity, ravel_groups
 from tersor.tensor.ranges import finite_scale, grid_of_range
 
 F32 = NDArray[np.float32]
@@ -23,6 +24,16 @@ F64 = NDArray[np.float64]
 ScaleMethod = Literal["max", "percentile", "mse"]
 
 _TINY = float(np.finfo(np.float32).tiny)
+
+
+def grid_for(spec: Quantize, dimensions: int) -> Grid:
+    """The grid of a weight; one with fewer than two dimensions has one scale."""
+    kind = spec.granularity if dimensions > 1 else "tensor"
+    granularity = Granularity(
+        kind, spec.axis if kind != "tensor" else 0, spec.block_size if kind == "block" else 0
+    )
+    narrow = spec.narrow and spec.symmetric and spec.signed and spec.bits > 1
+    return Grid(spec.bits, spec.symmetric, spec.signed, narrow, spec.power_of_two, granularity)
 
 
 def choose_scales(

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
-
 from torch import Tensor
 from torch.nn import functional as F
 
 from tersor.errors import TaskError
+from tersor.measure.outputs import labels_of
 from tersor.spec import Distill
-from tersor.task import Batch, Output
+from tersor.task import Batch
 
 _IMPOSSIBLE = -1e30  # stands in for a logarithm of 0, whose differences are NaN
 
@@ -81,65 +78,6 @@ def output_loss(spec: Distill, student: Tensor, teacher: Tensor, batch: Batch) -
     alpha, beta = spec.decoupled
     each = (alpha * target + beta * among) * counted
     return each.sum() / counted.sum().clamp(min=1) * spec.temperature**2
-
-
-def logits_of(output: Output, spec: Distill) -> Tensor | str:
-    """The tensor in ``output`` that can be softened, or why there is none."""
-    found: Any = output
-    if isinstance(output, Mapping):
-        if "logits" not in output:
-            return f"the output is a {type(output).__name__} without 'logits'"
-        found = output["logits"]
-    elif not isinstance(output, Tensor):
-        if not hasattr(output, "logits"):
-            return f"the output is a {type(output).__name__} without logits"
-        found = output.logits
-    if not isinstance(found, Tensor) or not found.is_floating_point():
-        kind = str(found.dtype) if isinstance(found, Tensor) else type(found).__name__
-        return f"the output is {kind}, not a floating tensor"
-    if found.ndim < 2 or not -found.ndim <= spec.class_axis < found.ndim:
-        return (
-            f"the output has the shape {tuple(found.shape)}, which has no axis {spec.class_axis} of classes"
-        )
-    if found.shape[spec.class_axis] < 2:
-        return f"the output has the shape {tuple(found.shape)}: one class on axis {spec.class_axis}"
-    return found
-
-
-def labels_of(batch: Batch, logits: Tensor, spec: Distill) -> Tensor | str:
-    """The class of each position of ``logits``, or why the batch has none."""
-    key: str | int = spec.labels
-    if isinstance(batch, Mapping) and key not in batch:
-        key = "labels"
-    try:
-        labels = batch[key]
-    except (KeyError, IndexError, TypeError):
-        return f"the batch has no labels at {spec.labels!r} (set distill.labels)"
-    axis = spec.class_axis % logits.ndim
-    wanted = (*logits.shape[:axis], *logits.shape[axis + 1 :])
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or tuple(labels.shape) != wanted:
-        is_tensor = isinstance(labels, Tensor)
-        got = f"{labels.dtype} {tuple(labels.shape)}" if is_tensor else type(labels).__name__
-        return (
-            f"the batch has {got} at {key!r}, not one class for each of {wanted}, as the output "
-            f"{tuple(logits.shape)} with its classes on axis {spec.class_axis} takes them "
-            "(set distill.labels or distill.class_axis)"
-        )
-    return labels.long()
-
-
-def other_axis(batch: Batch, logits: Tensor, spec: Distill) -> int | None:
-    """The axis of ``logits`` that the batch's labels take for that of the classes, if it is not the spec's.
-
-    >>> import torch
-    >>> other_axis((None, torch.zeros(8, 7).long()), torch.zeros(8, 7, 5), Distill())
-    2
-    """
-    axes = [spec.class_axis, *(one for one in reversed(range(logits.ndim)) if logits.shape[one] > 1)]
-    fitting = [
-        one for one in axes if isinstance(labels_of(batch, logits, replace(spec, class_axis=one)), Tensor)
-    ]
-    return fitting[0] if fitting and fitting[0] != spec.class_axis else None
 
 
 def _softened(student: Tensor, teacher: Tensor, temperature: float, class_axis: int) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.errors import TaskError, TersorError, code_of_the_task, in_context
+from tersor.measure.outputs import labels_of, logits_of, other_axis
 from tersor.measure.quality import evaluating, to_device
 from tersor.model.program import GraphModel
 from tersor.model.restore import trained_model
@@ -17,7 +18,7 @@ from tersor.result import TEACHER, Touched
 from tersor.spec import Distill, Train
 from tersor.task import Batch, Output, Task
 from tersor.train.control import Control
-from tersor.train.distill import labels_of, logits_of, other_axis, output_loss
+from tersor.train.distill import output_loss
 from tersor.train.matching import LayerTerms, pairs_of, sides_of
 from tersor.train.randomness import Randomness
 from tersor.train.watching import watch

@@ -1,0 +1,113 @@
+"""How much each weight matters to what the model says: the diagonal of the Gauss-Newton matrix, by probes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from itertools import chain, islice, repeat
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tersor.calibrate.activations import calibration_loader
+from tersor.calibrate.fisher import plain_copy
+from tersor.errors import TaskError, code_of_the_task
+from tersor.measure.outputs import class_logits, floating_parts
+from tersor.measure.quality import to_device
+from tersor.progress import Progress, silent
+from tersor.task import Batch, Output, Task
+
+FLOOR = 1e-3  # of the mean
+DAMPING = 0.7  # the power that relative curvatures are raised to
+
+
+def output_curvature(
+    model: nn.Module,
+    task: Task,
+    names: Collection[str],
+    *,
+    batches: int,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> dict[str, NDArray[np.float32]]:
+    """The second derivative of the output's change in each weight, shaped like each weight.
+
+    names -- parameters of the bare model. Moving weights by d changes the output by about half the sum of
+        d^2 x curvature: of a classifier that is the Kullback-Leibler divergence from what it said before, a
+        sample; of other outputs the squared difference over the mean square, a sample.
+
+    Neither labels nor a loss are needed, only data: that of training, else of validation, ``batches`` of it,
+    taken again from the start where there are fewer. The diagonal of J^T C J, with C the Fisher matrix of the
+    softmax, diag(p) - p p^T, else the identity, is the mean square of J^T v over probes v with covariance C
+    (Martens 2020, New insights and perspectives on the natural gradient method, sections 6 and 8). Each
+    sample has a probe of its own, so one backward pass a batch does. What the output does not depend on has
+    0. The model runs in evaluation mode and is left as it was. Raises :class:`TaskError` without data.
+    """
+    plain = plain_copy(model, device)
+    weights = {name: weight for name, weight in plain.named_parameters() if name in names}
+    for weight in weights.values():
+        weight.requires_grad_()
+    sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
+    draw = torch.Generator().manual_seed(seed)
+    samples = 0
+    for done, batch in enumerate(islice(_again(calibration_loader(task)), batches)):
+        given = to_device(batch, device)
+        with code_of_the_task(f"task {task.name!r}: forward"):
+            output = task.forward(plain, given)
+        probed, count = _probed(output, given, draw)
+        samples += count
+        found = torch.autograd.grad(probed, list(weights.values()), allow_unused=True)
+        for name, gradient in zip(weights, found, strict=True):
+            if gradient is not None:
+                sums[name].add_(gradient.float().square())
+        progress("importance", done + 1, batches)
+    if not samples:
+        raise TaskError(f"task {task.name!r} has no data to weigh its outputs by: give train or validation")
+    return {name: (total / samples).cpu().numpy() for name, total in sums.items()}
+
+
+def damped(curvature: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Curvature as weights of squared errors: drawn towards its mean, and nowhere nearly 0.
+
+    Errors of many weights add up to more than the diagonal tells, most where it is small.
+
+    >>> damped(np.array([0.0, 1.0, 2.0], np.float32)).round(3).tolist()
+    [0.008, 1.0, 1.625]
+    """
+    mean = float(curvature.mean()) if curvature.size else 0.0
+    if mean == 0.0:
+        return np.ones_like(curvature)
+    relative = np.maximum(curvature / mean, FLOOR)
+    return np.asarray(relative**DAMPING * mean, np.float32)
+
+
+def _again(loader: Iterable[Batch]) -> Iterable[Batch]:
+    """The batches over and over, if there are any."""
+    first = next(iter(loader), None)
+    return () if first is None else chain.from_iterable(repeat(loader))
+
+
+def _probed(output: Output, batch: Batch, draw: torch.Generator) -> tuple[Tensor, int]:
+    """The product of the output and a probe for each sample, summed; and how many samples there are."""
+    found = class_logits(output, batch)
+    if found is not None:
+        logits = found.logits.float().movedim(found.axis, -1).flatten(0, -2)
+        p = logits.detach().softmax(-1)
+        root = p.sqrt()
+        white = torch.randn(p.shape, generator=draw).to(p.device)
+        probe = root * white - p * (root * white).sum(-1, keepdim=True)
+        return (logits * probe).sum(), len(logits)
+    parts = floating_parts(output)
+    if not parts:
+        raise TaskError(
+            f"the output is a {type(output).__name__} without floating tensors: none can be weighed"
+        )
+    total = parts[0].new_zeros((), dtype=torch.float32)
+    for part in parts:
+        values = part.float()
+        size = values.detach().square().mean().clamp_min(1e-30) * (values.numel() / max(len(values), 1))
+        white = torch.randn(values.shape, generator=draw).to(values.device)
+        total = total + (values * white).sum() / size.sqrt()
+    return total, max(len(parts[0]), 1)

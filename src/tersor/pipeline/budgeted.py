@@ -1,0 +1,268 @@
+"""A search from its beginning to its verdict: task and budget in, the best verified file out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
+from itertools import islice
+from pathlib import Path
+from shutil import copyfile, rmtree
+from tempfile import mkdtemp
+from time import perf_counter
+from typing import cast
+from weakref import finalize
+
+from tersor.artifact.io import Reader
+from tersor.artifact.writer import disk_errors, replacing
+from tersor.errors import SpecError, TaskError
+from tersor.measure.quality import compare, evaluate_model, halves
+from tersor.measure.size import dense_bytes
+from tersor.model.restore import trained_model
+from tersor.pipeline.context import Context
+from tersor.pipeline.fingerprint import fingerprint
+from tersor.pipeline.load import check_device
+from tersor.pipeline.pace import seconds_an_epoch
+from tersor.pipeline.result import ARTIFACT, Result, check_folder
+from tersor.pipeline.run import check_seed, check_task, measured_result
+from tersor.pipeline.search import Effort, Search, Verdicts, look
+from tersor.pipeline.trials import NOTES, Notes, Trial, Trials
+from tersor.pipeline.work import read_collected
+from tersor.progress import Progress, silent
+from tersor.result import Score, SearchRecord, TrialRecord
+from tersor.spec import Budget, Code, Recipe
+from tersor.task import Batch, Task
+
+WORK, BEST = ".tersor-search", "best.tersor"
+TRAINING_SHARE = 0.6  # of the time limit
+ROUNDS = 8  # that a search with a time limit is to have time for
+
+
+def search(
+    task: Task,
+    budget: Budget,
+    *,
+    out: str | Path | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    effort: Effort | None = None,
+    resume: bool = False,
+    progress: Progress = silent,
+) -> Result:
+    """The smallest file whose score keeps the budget (or the best score in so many bytes), measured.
+
+    Without training data (or a loss) it rounds and shares weights alone; with them it also prunes in rounds,
+    each learning from the uncompressed model, and tunes what was chosen. Trials are chosen on one half of
+    the validation data, the verdict is given on the other; the test data are used once, at the end.
+
+    out -- as in :func:`tersor.compress`; the best file so far is in it as ``best.tersor`` all the while, and
+        what was tried in ``search.jsonl`` afterwards. A search that was interrupted or killed goes on where
+        it stopped when it is asked for again; ``resume`` insists on there being one. Another search's folder is
+        refused.
+    effort -- of each round of training; by default what the time limit allows.
+
+    A budget that is not met gives the nearest file that was found, and ``result.search.missed_by`` says by
+    how much. Raises what :func:`tersor.compress` does, and :class:`TaskError` without validation data.
+    """
+    seed = check_seed(seed)
+    check_device(device)
+    check_task(task, Recipe(name="search", steps=(Code(),)), device)
+    if task.validation is None:
+        raise TaskError(f"task {task.name!r} has no validation data: a search chooses and judges by them")
+    if out is not None:
+        check_folder(Path(out))
+    folder = Path(mkdtemp(prefix="tersor-") if out is None else out)
+    try:
+        result = _search(task, budget, folder, Context(task, seed, device, None, progress), effort, resume)
+    except BaseException:
+        if out is None:
+            rmtree(folder, ignore_errors=True)
+        raise
+    if out is None:
+        finalize(result, rmtree, folder, ignore_errors=True)
+    return result
+
+
+def _search(
+    task: Task, budget: Budget, folder: Path, context: Context, effort: Effort | None, resume: bool
+) -> Result:
+    started = perf_counter()
+    may_train = task.train is not None and task.loss is not None
+    task = _with_calibration(task)
+    context = replace(context, task=task)
+    assert task.validation is not None
+    original = trained_model(task.reference)
+    size = dense_bytes(original)
+    baseline = evaluate_model(
+        original.to(context.device), task.reference, task.validation, device=context.device
+    )
+    work = folder / WORK
+    if resume and not (work / NOTES).exists():
+        raise SpecError(f"there is no search to resume in {str(folder)!r}: leave --resume out to begin one")
+    with disk_errors(folder):
+        work.mkdir(parents=True, exist_ok=True)
+    notes = Notes(work / NOTES, _key(task, budget, effort, baseline, context))
+    verdicts = Verdicts(
+        halves(baseline), _allowed_drop(budget, baseline), budget.confidence, task.higher_is_better
+    )
+    found = Search(
+        budget, Trials(work, context, notes), context, verdicts, effort or _effort(budget, notes, context),
+        size, keep=lambda trial: _put(trial.path, folder / BEST), may_train=may_train,
+        started=started - notes.seconds,
+    )  # fmt: skip
+    look(found)
+    trial, record = verdict(found, baseline)
+    result = _measured(trial, found, record)
+    result = replace(result, seconds=perf_counter() - found.started)
+    result.save(folder)
+    _put(work / NOTES, folder / NOTES)
+    (folder / BEST).unlink(missing_ok=True)
+    rmtree(work)
+    return replace(result, path=folder / ARTIFACT)
+
+
+def verdict(search: Search, baseline: Score) -> tuple[Trial, SearchRecord]:
+    """The trial that the other half of the validation data confirms, and the record of all.
+
+    As measured: the best of those inside, then the next best, until one passes there too. With a confidence:
+    from the safest on, as long as each passes the test, so that all of them together are wrong no more often
+    than one (a fixed sequence: Maurer, Hothorn & Lehmacher 1995). Where none passes, the nearest one.
+    """
+    if not search.seen:
+        raise TaskError("the search made no trial: raise the time limit")
+    inside = [one for one in search.seen if search.inside(one)]
+    ranked = sorted(inside, key=lambda one: _rank(search, one))
+    if not search.budget.limits_drop:
+        passed = ranked[:1]
+    elif search.budget.confidence is None:
+        passed = [one for one in ranked if search.verdicts.passes(one)][:1]
+    else:
+        passed = []
+        for one in sorted(inside, key=lambda one: (search.drop(one), one.size_bytes)):
+            if not search.verdicts.passes(one):
+                break
+            passed.append(one)
+        passed = sorted(passed, key=lambda one: _rank(search, one))[:1]
+    chosen = passed[0] if passed else min(search.seen, key=lambda one: _distance(search, one))
+    missed = 0.0 if passed else _distance(search, chosen)
+    return chosen, _record(search, baseline, chosen, missed)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some batches of a loader: those whose number modulo ``of`` is in ``which``."""
+
+    loader: Iterable[Batch]
+    which: tuple[int, ...]
+    of: int = 4
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (batch for at, batch in enumerate(self.loader) if at % self.of in self.which)
+
+    def __len__(self) -> int:
+        whole = len(cast(Sized, self.loader))
+        return sum(1 for at in range(whole) if at % self.of in self.which)
+
+
+def _with_calibration(task: Task) -> Task:
+    """The task with a quarter of its validation batches to calibrate on, where it has no training data.
+
+    A model that was fitted to data looks better on them; so they take no part in the choice. With fewer than
+    four batches nothing can be set apart, and they do.
+    """
+    if task.train is not None or task.validation is None:
+        return task
+    try:
+        enough = len(cast(Sized, task.validation)) >= 4
+    except TypeError:
+        enough = sum(1 for _ in islice(task.validation, 4)) == 4
+    if not enough:
+        return task
+    parts = (Part(task.validation, one) for one in ((0,), (1, 2, 3)))
+    return replace(task, train=next(parts), validation=next(parts))
+
+
+def _rank(search: Search, trial: Trial) -> tuple[float, float]:
+    drop = search.drop(trial)
+    return (trial.size_bytes, drop) if search.budget.limits_drop else (drop, trial.size_bytes)
+
+
+def _distance(search: Search, trial: Trial) -> float:
+    """By how much a trial misses the budget; a little more than nothing where only the test says no."""
+    if not search.budget.limits_drop:
+        return float(max(trial.size_bytes - search.budget.bytes_for(search.dense_bytes), 0))
+    worst = max(search.verdicts.drop(trial, half) for half in (0, 1))
+    return max(worst - search.verdicts.allowed, 1e-12)
+
+
+def _record(search: Search, baseline: Score, chosen: Trial, missed: float) -> SearchRecord:
+    budget, verdicts = search.budget, search.verdicts
+    points = [(one.size_bytes, verdicts.drop(one, 0)) for one in search.seen]
+    rows = tuple(
+        TrialRecord(
+            steps=" > ".join(step.name for step in one.recipe.steps),
+            size_bytes=one.size_bytes,
+            drop=verdicts.drop(one, 0),
+            verdict_drop=verdicts.drop(one, 1),
+            inside=search.inside(one),
+            front=_on_front(points, (one.size_bytes, verdicts.drop(one, 0))),
+            seconds=one.seconds,
+        )
+        for one in search.seen
+    )
+    comparison = compare(
+        verdicts.baseline[1], halves(chosen.score)[1], higher_is_better=verdicts.higher_is_better,
+        asked_drop=verdicts.allowed if budget.limits_drop else None,
+    )  # fmt: skip
+    return SearchRecord(
+        budget={name: value for name, value in asdict(budget).items() if value is not None},
+        allowed=verdicts.allowed if budget.limits_drop else budget.bytes_for(search.dense_bytes),
+        missed_by=missed,
+        validation_samples=baseline.samples,
+        note=comparison.note,
+        in_the_way=search.trials.worst_layers() if missed else (),
+        trials=rows,
+    )
+
+
+def _on_front(points: Sequence[tuple[int, float]], one: tuple[int, float]) -> bool:
+    return not any(other != one and other[0] <= one[0] and other[1] <= one[1] for other in points)
+
+
+def _measured(trial: Trial, search: Search, record: SearchRecord) -> Result:
+    """The chosen trial's file on the test data."""
+    store = search.trials.store_of(trial.recipe)
+    with Reader(trial.path) as reader:
+        ledger = reader.ledger()
+    asked = record.allowed if search.budget.limits_drop else None
+    result = measured_result(
+        trial.recipe, store.stages, read_collected(trial.path), (trial.path, ledger), search.context, asked
+    )
+    return replace(result, search=record)
+
+
+def _allowed_drop(budget: Budget, baseline: Score) -> float:
+    return budget.drop_for(baseline.value) if budget.limits_drop else float("inf")
+
+
+def _effort(budget: Budget, notes: Notes, context: Context) -> Effort:
+    """What each round of training may take where time is limited: measured once, and noted."""
+    usual = Effort()
+    if budget.time_limit is None or context.task.train is None or context.task.loss is None:
+        return usual
+    pace: float = notes.once("seconds an epoch", lambda: seconds_an_epoch(context))
+    epochs = TRAINING_SHARE * budget.time_limit / pace / ROUNDS
+    share = epochs / (usual.epochs + 2 * usual.tuning)
+    return replace(usual, epochs=round(usual.epochs * share, 3), tuning=round(usual.tuning * share, 3))
+
+
+def _key(task: Task, budget: Budget, effort: Effort | None, baseline: Score, context: Context) -> str:
+    """Whose notes these are: everything that a run's stages depend on, the samples, and what is asked for."""
+    words = fingerprint(task, Recipe(name="search", steps=(Code(),)), context.seed, context.device)
+    asked = repr((words, replace(budget, time_limit=None), effort, baseline.order, baseline.value))
+    return blake2b(asked.encode(), digest_size=16).hexdigest()
+
+
+def _put(source: Path, target: Path) -> None:
+    with replacing(target) as partial, disk_errors(target):
+        copyfile(source, partial)

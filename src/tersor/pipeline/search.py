@@ -1,0 +1,247 @@
+"""The least file inside a budget: choices among the candidates of every tensor, tried out as files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import sqrt
+from time import perf_counter
+
+import numpy as np
+
+from tersor.errors import BudgetError, ExportError, TargetError, TaskError
+from tersor.measure.expected import expected_drops
+from tersor.measure.quality import drop_error, greatest_drop, halves
+from tersor.pipeline.allocation import Allocation
+from tersor.pipeline.context import Context
+from tersor.pipeline.trials import Trial, Trials
+from tersor.result import Score
+from tersor.spec import Budget, Fold, Prune, Recipe, Step, Train
+from tersor.task import Task
+
+FIRST_LOSS = 0.01  # of the outputs, with which the search begins
+WIDE, FINE = 4.0, 1.15  # the factor between losses tried first, and the one at which halving ends
+MOST_TRIES = 12  # of one bisection
+KEPT = (0.3, 0.1, 0.05, 0.03, 0.02, 0.014, 0.01, 0.007, 0.005)  # of the weights, round by round
+PATIENCE = 2  # rounds without a smaller file
+MOST_TUNED = 3  # trainings of one round
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What each round of a search that trains costs, and at which rate it learns."""
+
+    epochs: float = 3.0
+    tuning: float = 2.0
+    lr: float = 1e-3
+    tuning_lr: float = 2e-4
+    batches: int = 32
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What trials lose on either half of the validation data, against the uncompressed model."""
+
+    baseline: tuple[Score, Score]
+    allowed: float
+    confidence: float | None
+    higher_is_better: bool
+
+    def drop(self, trial: Trial, half: int) -> float:
+        """As measured, on the half that trials are chosen on (0), or that the verdict is given on (1)."""
+        lost = self.baseline[half].value - halves(trial.score)[half].value
+        return lost if self.higher_is_better else -lost
+
+    def expected(self, trials: Sequence[Trial]) -> list[float]:
+        """The drop of each trial, by the half for choosing and by how far the outputs moved."""
+        drops = [self.drop(one, 0) for one in trials]
+        errors = [drop_error(self.baseline[0], halves(one.score)[0]) for one in trials]
+        known = [
+            (change, drop, error)
+            for one, drop, error in zip(trials, drops, errors, strict=True)
+            if (change := one.change) is not None and error is not None
+        ]
+        if len(known) < len(trials):
+            return drops
+        return [float(one) for one in expected_drops(*(np.array(part) for part in zip(*known, strict=True)))]
+
+    def passes(self, trial: Trial) -> bool:
+        """Whether the other half agrees: as measured, or by the one-sided test."""
+        if self.confidence is None:
+            return self.drop(trial, 1) <= self.allowed
+        bound = greatest_drop(
+            self.baseline[1], halves(trial.score)[1],
+            higher_is_better=self.higher_is_better, confidence=self.confidence,
+        )  # fmt: skip
+        if bound is None:
+            raise TaskError("a confidence needs scores of single samples: give the task a score, or leave "
+                            "confidence out")  # fmt: skip
+        return bound <= self.allowed
+
+
+@dataclass
+class Search:
+    """One search: its trials, the best of them, and what it may spend."""
+
+    budget: Budget
+    trials: Trials
+    context: Context
+    verdicts: Verdicts
+    effort: Effort
+    dense_bytes: int
+    keep: Callable[[Trial], None]
+    may_train: bool
+    started: float = field(default_factory=perf_counter)
+    seen: list[Trial] = field(default_factory=list)
+    best: Trial | None = None
+
+    @property
+    def task(self) -> Task:
+        """What is compressed."""
+        return self.context.task
+
+    def out_of_time(self) -> bool:
+        """Whether no further trial may begin."""
+        limit = self.budget.time_limit
+        return limit is not None and perf_counter() - self.started > limit
+
+    def try_out(self, steps: tuple[Step, ...]) -> Trial:
+        """Run steps as a recipe, and keep the file where it is the best so far."""
+        trial = self.trials.run(Recipe(name="searched", steps=steps))
+        if all(trial.path != one.path for one in self.seen):
+            self.seen.append(trial)
+        drop, inside = self.drop(trial), self.inside(trial)
+        words = f"trial {len(self.seen)}: {trial.size_bytes:,} bytes, drop {drop:+.4f}"
+        self.context.progress("search", len(self.seen), 0, f"{words}, {'inside' if inside else 'outside'}")
+        if inside and (self.best is None or self.better(trial, self.best)):
+            self.best = trial
+            self.keep(trial)
+        return trial
+
+    def drop(self, trial: Trial) -> float:
+        """What a trial is expected to lose, by all that was seen so far."""
+        others = [one for one in self.seen if one.path != trial.path]
+        return self.verdicts.expected([*others, trial])[-1]
+
+    def inside(self, trial: Trial) -> bool:
+        """Whether a trial keeps the limit on what trials are chosen by."""
+        if self.budget.limits_drop:
+            return self.drop(trial) <= self.verdicts.allowed
+        return trial.size_bytes <= self.budget.bytes_for(self.dense_bytes)
+
+    def better(self, one: Trial, other: Trial) -> bool:
+        """Whether ``one`` is more of what is looked for."""
+        if self.budget.limits_drop:
+            return one.size_bytes < other.size_bytes
+        return self.drop(one) < self.drop(other)
+
+
+def look(search: Search) -> None:
+    """All trials of a search; the best ends in ``search.best``."""
+    start = _without_training(search, (), FIRST_LOSS)
+    if search.may_train and not search.out_of_time():
+        _with_training(search, start)
+
+
+def _without_training(search: Search, before: tuple[Step, ...], start: float) -> float:
+    """Choices for the model after some steps, from rough to fine; returns the loss to go on from."""
+    before = _folded(search, before)
+    allocation = search.trials.allocation(before, search.effort.batches)
+    if not search.budget.limits_drop:
+        _fill(search, before, allocation)
+        return start
+    return _halve(search, lambda loss: (*before, *allocation.steps(allocation.within_loss(loss))), start)
+
+
+def _halve(search: Search, steps: Callable[[float], tuple[Step, ...]], start: float) -> float:
+    """Bisect the loss of the outputs between the last that was inside the budget and the first outside."""
+    inside, outside, loss = None, None, start
+    for _ in range(MOST_TRIES):
+        if search.out_of_time():
+            break
+        try:
+            trial = search.try_out(steps(loss))
+        except BudgetError:  # less than the finest candidates lose
+            break
+        if search.inside(trial):
+            inside = loss
+        else:
+            outside = loss
+        if inside is not None and outside is not None:
+            if outside / inside < FINE:
+                break
+            loss = sqrt(inside * outside)
+        else:
+            loss = loss * WIDE if outside is None else loss / WIDE
+    return inside or start
+
+
+def _fill(
+    search: Search, before: tuple[Step, ...], allocation: Allocation, tuned: Train | None = None
+) -> None:
+    """The least loss whose file has no more than the bytes that are allowed."""
+    most = search.budget.bytes_for(search.dense_bytes)
+    allowance = float(most)
+    for _ in range(MOST_TRIES):
+        if search.out_of_time():
+            return
+        try:
+            steps = allocation.steps(allocation.within_bytes(allowance))
+        except BudgetError:
+            return
+        trial = search.try_out((*before, *steps, *([tuned] if tuned else [])))
+        if trial.size_bytes <= most:
+            return
+        allowance -= trial.size_bytes - most
+
+
+def _with_training(search: Search, loss: float) -> None:
+    """Prune more and more, train, choose again, tune what was chosen; until files get no smaller."""
+    effort = search.effort
+    before: tuple[Step, ...] = ()
+    worse = 0
+    for round_, kept in enumerate(KEPT, 1):
+        train = Train(epochs=effort.epochs, lr=effort.lr, warmup=0.05)
+        before += (
+            Prune(name=f"prune-{round_}", fraction=1 - kept, scope="global", schedule="gradual", train=train),
+        )
+        best = search.best
+        pruned = search.try_out(before)
+        if search.out_of_time() or (search.budget.limits_drop and not search.inside(pruned)):
+            break
+        loss = _tuned(search, before, loss)
+        worse = 0 if search.best is not best else worse + 1
+        if worse == PATIENCE or search.out_of_time():
+            break
+
+
+def _tuned(search: Search, before: tuple[Step, ...], loss: float) -> float:
+    """Choose for what was pruned, rougher than the budget allows, and let training make up for it."""
+    before = _folded(search, before)
+    allocation = search.trials.allocation(before, search.effort.batches)
+    tune = Train(name="tune", epochs=search.effort.tuning, lr=search.effort.tuning_lr, warmup=0.05)
+    if not search.budget.limits_drop:
+        _fill(search, before, allocation, tune)
+        return loss
+    for _ in range(MOST_TUNED):
+        if search.out_of_time():
+            break
+        try:
+            trial = search.try_out((*before, *allocation.steps(allocation.within_loss(loss)), tune))
+        except BudgetError:
+            break
+        inside = search.inside(trial)
+        loss = loss * WIDE if inside else loss / WIDE
+        if not inside:
+            break
+    return loss
+
+
+def _folded(search: Search, before: tuple[Step, ...]) -> tuple[Step, ...]:
+    """The steps with norms folded after them, where there are any and the model can be traced."""
+    try:
+        stage = search.trials.stage((*before, Fold()))
+    except (TargetError, TaskError, ExportError) as error:
+        search.context.progress("search", 0, 0, f"norms stay as they are: {error}")
+        return before
+    return (*before, Fold()) if any(one.applied for one in stage.record.touched) else before
