@@ -145,8 +145,8 @@ class SearchRecord:
     """What a search looked for, and on what grounds it chose.
 
     allowed -- the greatest drop, in the score's unit, or the most bytes. missed_by -- by how much the verdict
-        misses it, in the same unit; 0 where the budget is met. in_the_way -- then the tensors that lose most, by
-        the estimate, worst first. note -- what the validation data can and cannot tell.
+        misses it, in the same unit; 0 where the budget is met. in_the_way -- then the tensors that lose most,
+        by the estimate, worst first. note -- what the validation data can and cannot tell.
     """
 
     budget: dict[str, Any]

@@ -57,8 +57,8 @@ def search(
 
     out -- as in :func:`tersor.compress`; the best file so far is in it as ``best.tersor`` all the while, and
         what was tried in ``search.jsonl`` afterwards. A search that was interrupted or killed goes on where
-        it stopped when it is asked for again; ``resume`` insists on there being one. Another search's folder is
-        refused.
+        it stopped when it is asked for again; ``resume`` insists on there being one. The folder of another
+        search is refused.
     effort -- of each round of training; by default what the time limit allows.
 
     A budget that is not met gives the nearest file that was found, and ``result.search.missed_by`` says by

@@ -17,8 +17,8 @@ class Budget:
     """The limit of a search, and what it makes as small as it can inside it.
 
     Exactly one limit. ``max_drop``: how far the score may fall, in its own unit (0.005 of an accuracy from 0
-    to 1 is half a point); ``max_drop_relative``: as a share of the baseline's score; ``target_size`` in bytes,
-    or ``target_ratio`` of dense bytes to those of the file: then the best score is looked for.
+    to 1 is half a point); ``max_drop_relative``: as a share of the baseline's score; ``target_size`` in
+    bytes, or ``target_ratio`` of dense bytes to those of the file: then the best score is looked for.
 
     objective -- with a drop: the ``size`` of the file, or the ``latency`` of an ONNX file in ONNX Runtime.
     confidence -- None: the drop that was measured decides. A percentage: a one-sided paired test has to show
