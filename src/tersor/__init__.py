@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from tersor.pipeline.export import evaluate_onnx, export_model
     from tersor.pipeline.load import evaluate, load
+    from tersor.pipeline.memory import memory
     from tersor.pipeline.onnx_compress import compress_onnx
     from tersor.pipeline.pack import pack, unpack
     from tersor.pipeline.plan import plan
@@ -62,6 +63,7 @@ _HOME = {
     "evaluate": "pipeline.load",
     "export_model": "pipeline.export",
     "evaluate_onnx": "pipeline.export",
+    "memory": "pipeline.memory",
     "save": "artifact.io",
     "load": "pipeline.load",
     "Reader": "artifact.io",
@@ -125,6 +127,7 @@ __all__ = [
     "export_model",
     "load",
     "load_recipe",
+    "memory",
     "pack",
     "plan",
     "save",
