@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tersor.pipeline.plan import plan
     from tersor.pipeline.result import Result
     from tersor.pipeline.run import compress
+    from tersor.pipeline.strategies import Timing, strategies
     from tersor.recipe.load import load_recipe
     from tersor.spec import (
         Cluster,
@@ -64,6 +65,8 @@ _HOME = {
     "export_model": "pipeline.export",
     "evaluate_onnx": "pipeline.export",
     "memory": "pipeline.memory",
+    "strategies": "pipeline.strategies",
+    "Timing": "pipeline.strategies",
     "save": "artifact.io",
     "load": "pipeline.load",
     "Reader": "artifact.io",
@@ -118,6 +121,7 @@ __all__ = [
     "TaskError",
     "TensorError",
     "TersorError",
+    "Timing",
     "Train",
     "VerificationError",
     "compress",
@@ -131,6 +135,7 @@ __all__ = [
     "pack",
     "plan",
     "save",
+    "strategies",
     "unpack",
 ]
 

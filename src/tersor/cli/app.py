@@ -22,6 +22,7 @@ from tersor.cli.inspect import inspect
 from tersor.cli.memory import memory
 from tersor.cli.pack import pack, unpack
 from tersor.cli.recipe import recipe
+from tersor.cli.strategies import strategies
 from tersor.errors import TersorError
 
 INTERRUPTED = 130
@@ -38,7 +39,7 @@ def cli() -> None:
     """
 
 
-for _command in (compress, inspect, evaluate, export, bench, memory, pack, unpack, recipe):
+for _command in (compress, inspect, evaluate, export, bench, memory, strategies, pack, unpack, recipe):
     cli.add_command(_command)
 
 

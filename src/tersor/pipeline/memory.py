@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -130,8 +131,10 @@ def _measured(
         order = [values[name] for name in names]
         return measured_peak(lambda: run_in_order(run, order, args, kwargs), given=given, weights=weights)
 
+    with torch.random.fork_rng():
+        eager = measured_peak(lambda: run.model(*args, **kwargs), given=given, weights=weights)
     return MeasuredMemory(
-        eager_bytes=measured_peak(lambda: run.model(*args, **kwargs), given=given, weights=weights),
+        eager_bytes=eager,
         given_bytes=ordered(tuple(one.name for one in flow.nodes)),
         estimated_bytes=lay_out(flow, alignment=1).peak_bytes,
         planned_bytes=ordered(planned.order),

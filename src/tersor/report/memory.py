@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from tersor.measure.footprint import Footprint, LayerMemory, ModelMemory
+from typing import TYPE_CHECKING
+
 from tersor.report.figures import format_bytes, format_shape, printable
 from tersor.report.tables import Table
+
+if TYPE_CHECKING:
+    from tersor.measure.footprint import Footprint, LayerMemory, ModelMemory
 
 PREFETCH = "prefetching weights is the runtime's business, and not counted"
 
