@@ -13,8 +13,9 @@ from tersor.tensor.compressed import Affine, Codebook, CompressedTensor, raw
 from tersor.tensor.groups import Granularity
 
 
-def kernel(name, reads, makes, over=(), tensors=(), macs=0, writes=(), after=()):
-    return Kernel(name, name, "", name, (4,), reads, makes, over, writes, after, tensors, macs)
+def kernel(name, reads, makes, over=(), tensors=(), macs=0, writes=(), after=(), spans=None):
+    spans = spans or (16,) * len(reads)
+    return Kernel(name, name, "", name, (4,), reads, spans, makes, over, writes, after, tensors, macs)
 
 
 def dataflow(*kernels, inputs=("x",), outputs=("y",), elements=16):
@@ -69,6 +70,12 @@ def test_what_only_some_readers_see_as_codes():
     flow = mixed(CHAIN, {"r": 8}, {"y"}, {"r": frozenset({"y"})})
     assert names(flow) == ["a", "r", "quantize r", "y"] and flow.sizes["r"] == 64
     assert flow.nodes[3].reads == ("quantize r",)
+
+
+def test_only_the_part_that_is_read_becomes_floats():
+    cut = dataflow(kernel("a", ("x",), ("a",)), kernel("y", ("a",), ("y",), spans=(5,)))
+    flow = mixed(cut, {"a": 8}, {"a"})
+    assert flow.sizes["a"] == 16 and flow.sizes["dequantize a"] == 20
 
 
 def test_a_conversion_waits_for_what_is_written_in_place():

@@ -32,6 +32,7 @@ def test_views_are_one_buffer_and_layers_know_their_weights():
     assert flow.inputs == ("x",) and flow.buffers["x"].size_bytes() == 2 * 3 * 256 * 4
     assert flow.buffers["conv2d"].size_bytes(4) == 2 * 8 * 256 // 2
     assert flow.outputs == {"linear"}
+    assert kernels["cat"].spans == (4096, 4096) and kernels["head.linear"].spans == (16,)
 
 
 def test_what_is_written_in_place_has_an_order():

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from tersor.errors import SpecError
 
 ALIGNMENT = 64  # bytes: a line of the cache, and what the widest vector instructions load at once
+_TRIES = 30  # orders in which buffers are placed
 
 
 @dataclass(frozen=True)
@@ -152,9 +153,9 @@ def lay_out(flow: Flow, *, alignment: int = ALIGNMENT, exact: bool = False) -> A
     """What is alive at each operation in the order of ``flow``, and an arena that holds it.
 
     Buffers are placed by size, the largest first, each into the smallest gap between those that live when it
-    does; or by operation, those of the one that needs most first: the smaller arena counts. (Pisarchyk & Lee
-    2020, Efficient Memory Management for Deep Neural Net Inference, section 5: offsets, greedy by size and by
-    breadth, as in TensorFlow Lite.)
+    does; or by operation, those of the one that needs most first (Pisarchyk & Lee 2020, Efficient Memory
+    Management for Deep Neural Net Inference, section 5: offsets, greedy by size and by breadth, as in
+    TensorFlow Lite). Where that leaves holes, what ends last is placed earlier and all is tried again.
 
     >>> flow = Flow({"x": 4, "y": 4, "z": 2}, (Node("f", ("x",), ("y",)), Node("g", ("y",), ("z",))), ("x",))
     >>> arena = lay_out(flow, alignment=1)
@@ -170,8 +171,7 @@ def lay_out(flow: Flow, *, alignment: int = ALIGNMENT, exact: bool = False) -> A
     for block in blocks:
         for at in range(block.first, block.last + 1):
             live[at] += block.size_bytes
-    by_size = sorted(blocks, key=lambda one: (-one.size_bytes, one.first))
-    places = min((_placed(blocks, one, alignment) for one in (by_size, _by_breadth(blocks, live))), key=_end)
+    places = _packed(blocks, live, alignment)
     buffers = [
         Placed(name, flow.sizes[name], places[block], *lives[name])
         for block in blocks
@@ -205,12 +205,26 @@ def _blocks(flow: Flow, lives: Mapping[str, tuple[int, int]], reused: Mapping[st
     ]
 
 
-def _by_breadth(blocks: Sequence[_Block], live: Sequence[int]) -> list[_Block]:
+def _packed(blocks: Sequence[_Block], live: Sequence[int], alignment: int) -> dict[_Block, int]:
+    """Where each block begins, in the smallest arena that was found."""
     widest = {one: max(live[one.first : one.last + 1]) for one in blocks}
-    return sorted(blocks, key=lambda one: (-widest[one], -one.size_bytes, one.first))
+    by_size = sorted(blocks, key=lambda one: (-one.size_bytes, one.first))
+    by_breadth = sorted(blocks, key=lambda one: (-widest[one], -one.size_bytes, one.first))
+    best: dict[_Block, int] = {}
+    for order in (by_size, by_breadth):
+        for _ in range(_TRIES):
+            places = _placed(order, alignment)
+            end = _end(places)
+            if not best or end < _end(best):
+                best = places
+            if _end(best) <= max(live, default=0):
+                return best
+            late = {one for one, offset in places.items() if offset + one.size_bytes == end}
+            order = sorted(order, key=lambda one: one not in late)  # stable: the others as they were
+    return best
 
 
-def _placed(blocks: Sequence[_Block], order: Sequence[_Block], alignment: int) -> dict[_Block, int]:
+def _placed(order: Sequence[_Block], alignment: int) -> dict[_Block, int]:
     """Where each block begins."""
     places: dict[_Block, int] = {}
     for block in order:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tersor.measure.memory import Flow, Node
 from tersor.model.dataflow import Dataflow, Kernel
@@ -78,7 +78,7 @@ class _Mixed:
                 if value in precisions.copied:
                     self.copied[buffer] = precisions.copied[value]
         self.written: dict[str, list[str]] = {}  # buffer -> the operations that changed it in place
-        self.converted: dict[tuple[str, str], str] = {}  # word, buffer -> what holds it in the other form
+        self.converted: dict[tuple[str, str, int], str] = {}  # word, buffer, elements -> its other form
 
     def flow(self) -> Flow:
         """The operations in the order of the dataflow, each with the conversions that it needs before it."""
@@ -86,14 +86,15 @@ class _Mixed:
             self._add(name, codes=False)
         for kernel in self.dataflow.kernels:
             self._run(kernel)
-        kept = frozenset(self._read(one, "", False) for one in sorted(self.dataflow.outputs))
+        whole = {name: one.elements for name, one in self.dataflow.buffers.items()}
+        kept = frozenset(self._read(one, whole[one], "", False) for one in sorted(self.dataflow.outputs))
         return Flow(self.sizes, tuple(self.nodes), self.dataflow.inputs, kept)
 
     def _run(self, kernel: Kernel) -> None:
         integer = kernel.value in self.precisions.integer
         reads = {
-            one: one if one in kernel.writes else self._read(one, kernel.value, integer)
-            for one in kernel.reads
+            one: one if one in kernel.writes else self._read(one, span, kernel.value, integer)
+            for one, span in zip(kernel.reads, kernel.spans, strict=True)
         }
         for one in kernel.makes:
             self._add(one, codes=integer and one in self.bits and one not in self.copied)
@@ -112,23 +113,28 @@ class _Mixed:
             self.codes.add(name)
         self.sizes[name] = self.dataflow.buffers[name].size_bytes(self.bits[name] if codes else None)
 
-    def _read(self, name: str, reader: str, integer: bool) -> str:
-        """The buffer in which a reader finds a value, after a conversion if it needs one."""
+    def _read(self, name: str, span: int, reader: str, integer: bool) -> str:
+        """The buffer in which a reader finds a value, after a conversion if it needs one.
+
+        span -- how many elements it reads: a part that was cut out is all that becomes floats.
+        """
+        whole = self.dataflow.buffers[name].elements
         if name in self.copied:
-            return self._convert("quantize", name, name) if reader in self.copied[name] else name
+            return self._convert("quantize", name, name, whole) if reader in self.copied[name] else name
         if name not in self.bits:
             return name
-        codes = name if name in self.codes else self._convert("quantize", name, name)
-        return codes if integer else self._convert("dequantize", codes, name)
+        codes = name if name in self.codes else self._convert("quantize", name, name, whole)
+        return codes if integer else self._convert("dequantize", codes, name, span)
 
-    def _convert(self, word: str, source: str, name: str) -> str:
-        if (word, name) not in self.converted:
+    def _convert(self, word: str, source: str, name: str, span: int) -> str:
+        if (word, name, span) not in self.converted:
             made = f"{word} {name}"
             while made in self.sizes:
                 made += " again"
             bits = self.bits[name] if word == "quantize" else None
-            self.sizes[made] = self.dataflow.buffers[name].size_bytes(bits)
+            part = replace(self.dataflow.buffers[name], elements=span)
+            self.sizes[made] = part.size_bytes(bits)
             after = tuple(self.written.get(name, ()))
             self.nodes.append(Node(made, (source,), (made,), (), after))
-            self.converted[word, name] = made
-        return self.converted[word, name]
+            self.converted[word, name, span] = made
+        return self.converted[word, name, span]

@@ -58,6 +58,7 @@ class Kernel:
     reads, makes -- buffers; ``over``: those among ``reads`` of the size of what it makes, whose elements it
         reads one by one; ``writes``: those that it changes in place. ``after``: operations that have to come
         first since it, or they, do that.
+    spans -- how many elements it reads of each of ``reads``, through views.
     tensors -- the parameters, buffers and constants that it reads, by name.
     shape -- of the first value that it makes.
     macs -- multiply-accumulates of the whole batch.
@@ -69,6 +70,7 @@ class Kernel:
     kind: str
     shape: tuple[int, ...]
     reads: tuple[str, ...]
+    spans: tuple[int, ...]
     makes: tuple[str, ...]
     over: tuple[str, ...]
     writes: tuple[str, ...]
@@ -214,16 +216,28 @@ class _Drawing(fx.Interpreter):
             self.written[one] = _Written(name) if one in written else touched
             if one not in written:
                 touched.readers.append(name)
+        spans = dict.fromkeys(reads, 0)
+        for tensor in read:
+            if (lies := self.storages.get(_storage(tensor), "")) in spans:
+                spans[lies] = min(max(spans[lies], tensor.numel()), self.buffers[lies].elements)
         fixed = (self.fixed.get(_storage(one), "") for one in read)
         self.kernels.append(
             Kernel(
-                name, node.name, module_path(node), _kind(node),
-                tuple(leaves[0].shape), reads, tuple(made),
-                tuple(dict.fromkeys(self._over(node, made, leaves, read))), written,
-                tuple(dict.fromkeys(filter(None, after))), tuple(dict.fromkeys(filter(None, fixed))),
-                multiply_accumulates(node),
+                name=name,
+                value=node.name,
+                path=module_path(node),
+                kind=_kind(node),
+                shape=tuple(leaves[0].shape),
+                reads=reads,
+                spans=tuple(spans.values()),
+                makes=tuple(made),
+                over=tuple(dict.fromkeys(self._over(node, made, leaves, read))),
+                writes=written,
+                after=tuple(dict.fromkeys(filter(None, after))),
+                tensors=tuple(dict.fromkeys(filter(None, fixed))),
+                macs=multiply_accumulates(node),
             )
-        )  # fmt: skip
+        )
 
     def _name(self, node: fx.Node) -> str:
         known = self.operations.get(node.name)
