@@ -68,6 +68,17 @@ class Small(nn.Module):
         return self.head(F.relu(self.hidden(F.relu(self.conv(x)).flatten(1))))
 
 
+class Branching(nn.Module):
+    """What no graph holds: its way depends on the data."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(36, 3)
+
+    def forward(self, x):
+        return self.fc(x.flatten(1)) if x.sum() > 0 else self.fc(-x.flatten(1))
+
+
 def images(channels, side, classes, sizes=(8, 8, 5), seed=0):
     draw = torch.Generator().manual_seed(seed)
     return [
@@ -119,3 +130,7 @@ def words_task(**fields):
 
 def small_task(**fields):
     return make_task(Small, lambda seed: images(1, 6, 3, seed=seed), **fields)
+
+
+def branching_task(**fields):
+    return make_task(Branching, lambda seed: images(1, 6, 3, seed=seed), **fields)

@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     )
     from tersor.pipeline.export import evaluate_onnx, export_model
     from tersor.pipeline.load import evaluate, load
+    from tersor.pipeline.memory import memory
     from tersor.pipeline.onnx_compress import compress_onnx
     from tersor.pipeline.pack import pack, unpack
     from tersor.pipeline.plan import plan
     from tersor.pipeline.result import Result
     from tersor.pipeline.run import compress
+    from tersor.pipeline.strategies import Timing, strategies
     from tersor.recipe.load import load_recipe
     from tersor.spec import (
         Cluster,
@@ -62,6 +64,9 @@ _HOME = {
     "evaluate": "pipeline.load",
     "export_model": "pipeline.export",
     "evaluate_onnx": "pipeline.export",
+    "memory": "pipeline.memory",
+    "strategies": "pipeline.strategies",
+    "Timing": "pipeline.strategies",
     "save": "artifact.io",
     "load": "pipeline.load",
     "Reader": "artifact.io",
@@ -116,6 +121,7 @@ __all__ = [
     "TaskError",
     "TensorError",
     "TersorError",
+    "Timing",
     "Train",
     "VerificationError",
     "compress",
@@ -125,9 +131,11 @@ __all__ = [
     "export_model",
     "load",
     "load_recipe",
+    "memory",
     "pack",
     "plan",
     "save",
+    "strategies",
     "unpack",
 ]
 

@@ -19,12 +19,14 @@ from tersor.cli.compress import compress
 from tersor.cli.evaluate import evaluate
 from tersor.cli.export import export
 from tersor.cli.inspect import inspect
+from tersor.cli.memory import memory
 from tersor.cli.pack import pack, unpack
 from tersor.cli.recipe import recipe
+from tersor.cli.strategies import strategies
 from tersor.errors import TersorError
 
 INTERRUPTED = 130
-_READ_ONLY = ("bench", "evaluate", "inspect", "recipe")
+_READ_ONLY = ("bench", "evaluate", "inspect", "memory", "recipe")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -37,7 +39,7 @@ def cli() -> None:
     """
 
 
-for _command in (compress, inspect, evaluate, export, bench, pack, unpack, recipe):
+for _command in (compress, inspect, evaluate, export, bench, memory, strategies, pack, unpack, recipe):
     cli.add_command(_command)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tersor.export.doctor import Finding
-    from tersor.export.runtimes import Array, Port, Session
+    from tersor.export.runtimes import Array, Session
     from tersor.report.latency import BenchRow
 
     Inputs = Callable[[Session, int | None], list[Array]]
@@ -151,49 +151,10 @@ def _random_inputs(sizes: dict[str, int]) -> Inputs:
 
 
 def _task_inputs(reference: str) -> Inputs:
-    """What the task's ``forward`` gives to the model: by name where all have one, else in order."""
-    from torch import Tensor
-    from torch.utils import _pytree as pytree
-
     from tersor.cli.task_ref import load_task
-    from tersor.errors import SpecError
-    from tersor.model.inputs import model_inputs
-    from tersor.model.restore import fresh_model
+    from tersor.pipeline.feeds import task_feeds
 
-    task = load_task(reference)
-    found = model_inputs(task, fresh_model(task))
-    arrays = [
-        one.numpy() for one in pytree.tree_leaves((found.args, found.kwargs)) if isinstance(one, Tensor)
-    ]
-    by_name = {name: one.numpy() for name, one in found.kwargs.items() if isinstance(one, Tensor)}
-
-    def inputs(session: Session, batch: int | None) -> list[Array]:
-        ports = session.inputs
-        if by_name.keys() >= {port.name for port in ports}:
-            given = [by_name[port.name] for port in ports]
-        elif len(arrays) == len(ports):
-            given = arrays
-        else:
-            raise SpecError(f"takes {len(ports)} inputs, the task gives {len(arrays)}")
-        return [_of_batch(port, array, batch) for port, array in zip(ports, given, strict=True)]
-
-    return inputs
-
-
-def _of_batch(port: Port, array: Array, batch: int | None) -> Array:
-    """As many rows as asked for, over and over, where the file leaves that open; else as many as it takes."""
-    import numpy as np
-
-    from tersor.errors import SpecError
-
-    if not array.ndim or not port.shape:
-        return array
-    wanted = port.shape[0]
-    if not isinstance(wanted, int):
-        wanted = batch or 1
-    elif batch not in (None, wanted):
-        raise SpecError(f"{port.name} is fixed at batch {wanted}, not {batch}: export it with a free one")
-    return np.resize(array, (wanted, *array.shape[1:]))
+    return task_feeds(load_task(reference))
 
 
 def _table(rows: list[BenchRow], clock: str, inputs: str) -> Any:

@@ -10,20 +10,9 @@ import click
 from click.core import ParameterSource
 
 from tersor.cli import console
-from tersor.cli.target import is_ours
+from tersor.cli.target import check_out
 from tersor.spec import Recipe
 from tersor.task import Task
-
-# What a run writes into its folder, finished or not; files exported there have a mark, others are somebody's.
-OURS = (
-    "model.tersor",
-    "result.json",
-    "recipe.yaml",
-    "stages",
-    ".tersor-run",
-    ".model.tersor.*",
-    ".*.part",
-)
 
 
 @click.command()
@@ -67,7 +56,7 @@ def compress(context: click.Context, /, task: str, recipe: str, out: Path, sets:
         }
         refuse_options(given)
         if not dry_run:
-            _check_out(out)
+            check_out(out)
         with console.json_alone(as_json) as emit:
             emit(
                 compress_onnx(
@@ -82,7 +71,7 @@ def compress(context: click.Context, /, task: str, recipe: str, out: Path, sets:
         if not dry_run:
             from tersor.pipeline.load import check_device
 
-            _check_out(out)
+            check_out(out)
             check_device(options["device"])
         from tersor.cli.task_ref import load_task
 
@@ -125,19 +114,3 @@ def _plan(task: Task, recipe: Recipe, seed: int) -> dict[str, Any]:
     plan = tersor.plan(task, recipe, seed=seed)
     console.show(plan_table(plan.rows, plan.predicted_bytes, plan.dense_bytes, plan.non_finite))
     return asdict(plan)
-
-
-def _check_out(out: Path) -> None:
-    if not out.is_dir():
-        return
-    foreign = sorted(
-        one.name
-        for one in out.iterdir()
-        if not any(one.match(pattern) for pattern in OURS) and not (one.suffix != ".tersor" and is_ours(one))
-    )
-    if foreign:
-        raise click.BadParameter(
-            f"{str(out)!r} holds files that tersor did not write ({', '.join(foreign[:3])}"
-            f"{', ...' if len(foreign) > 3 else ''}): name a new or an empty folder",
-            param_hint="'--out'",
-        )

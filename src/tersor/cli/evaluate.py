@@ -25,7 +25,7 @@ DEFAULTS = {".onnx": "onnxruntime", ".xml": "openvino", ".tflite": "litert"}
               help="Threads of the runtime.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="The score as JSON on stdout.")
 def evaluate(task: str, file: Path, runtime: str | None, threads: int, as_json: bool) -> None:
-    """Score a .tersor file in a fresh model, or another in a runtime.
+    """Score a .tersor file in a fresh model, others in a runtime.
 
     .onnx files run in ONNX Runtime or OpenVINO, .xml files in OpenVINO, .tflite files in LiteRT.
     """

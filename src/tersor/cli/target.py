@@ -4,7 +4,37 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import click
+
 from tersor.errors import SpecError
+
+# What a run writes into its folder, finished or not; files exported there have a mark, others are somebody's.
+OURS = (
+    "model.tersor",
+    "result.json",
+    "recipe.yaml",
+    "stages",
+    ".tersor-run",
+    ".model.tersor.*",
+    ".*.part",
+)
+
+
+def check_out(out: Path) -> None:
+    """Refuse a folder for a result that holds what tersor did not write."""
+    if not out.is_dir():
+        return
+    foreign = sorted(
+        one.name
+        for one in out.iterdir()
+        if not any(one.match(pattern) for pattern in OURS) and not (one.suffix != ".tersor" and is_ours(one))
+    )
+    if foreign:
+        raise click.BadParameter(
+            f"{str(out)!r} holds files that tersor did not write ({', '.join(foreign[:3])}"
+            f"{', ...' if len(foreign) > 3 else ''}): name a new or an empty folder",
+            param_hint="'--out'",
+        )
 
 
 def check_target(path: Path, *, force: bool) -> None:

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from tersor.model.arithmetic import multiply_accumulates
 from tersor.model.coupling import Call, Coupling, Value, nothing
 from tersor.model.coupling_nodes import (
     Values,
@@ -50,8 +51,7 @@ def conv(coupling: Coupling, node: fx.Node, values: Values) -> Any:
         sides = (made, read)
     if bias:
         coupling.bind(bias, 0, made)
-    places = prod(node.meta["val"].shape[2:]) * prod(layer.kernel_size)
-    coupling.calls.append(Call(module_path(node), float(places), sides))
+    _note(coupling, node, sides)
     return Value(on_axis(made, 1, node), zero=True)
 
 
@@ -66,8 +66,7 @@ def conv_transpose(coupling: Coupling, node: fx.Node, values: Values) -> Any:
     made = coupling.make(weight, 1)
     if bias:
         coupling.bind(bias, 0, made)
-    places = prod(x.labels.shape[2:]) * prod(layer.kernel_size)
-    coupling.calls.append(Call(module_path(node), float(places), (made, read)))
+    _note(coupling, node, (made, read))
     return Value(on_axis(made, 1, node), zero=True)
 
 
@@ -75,10 +74,8 @@ def linear(coupling: Coupling, node: fx.Node, values: Values) -> Any:
     """A linear layer, over the last dimension."""
     x, weight, bias = value_of(node, values, 0), tensor_of(coupling, node, 1), tensor_of(coupling, node, 2)
     owner = coupling.owner(weight)
-    places = prod(x.labels.shape[:-1]) / coupling.samples
     if isinstance(owner, nn.MultiheadAttention):
-        whole = places * x.labels.shape[-1] * shape_of(node)[-1]
-        coupling.calls.append(Call(module_path(node), whole, ()))
+        _note(coupling, node)
         return keep(coupling, node, values, f"{MULTIHEAD}{where(node)}")
     if not isinstance(owner, nn.Linear | nn.Embedding):
         return keep(coupling, node, values)
@@ -87,7 +84,7 @@ def linear(coupling: Coupling, node: fx.Node, values: Values) -> Any:
     made = coupling.make(weight, 0)
     if bias:
         coupling.bind(bias, 0, made)
-    coupling.calls.append(Call(module_path(node), places, (made, read)))
+    _note(coupling, node, (made, read))
     return Value(on_axis(made, -1, node), zero=True)
 
 
@@ -153,20 +150,19 @@ def matmul(coupling: Coupling, node: fx.Node, values: Values) -> Any:
     a, b = value_of(node, values, 0), value_of(node, values, 1)
     if min(a.labels.ndim, b.labels.ndim) < 2:
         return keep(coupling, node, values)
-    cost = prod(shape_of(node)) * a.labels.shape[-1] / coupling.samples
     inner = a.labels.ndim - 1 in varying(a.labels) or b.labels.ndim - 2 in varying(b.labels)
     if inner:
         if not (a.zero or b.zero):
             return keep(coupling, node, values)
         first, second = coupling.along(a.labels, -1), coupling.along(b.labels, -2)
         coupling.meet(first, second, f"{op_name(node)}{where(node)} sums over it and what cannot be removed")
-        coupling.calls.append(Call(module_path(node), cost / len(first), (first,)))
+        _note(coupling, node, (first,))
         return nothing(node)
     rows = Value(a.labels[..., :1], a.zero)
     columns = Value(b.labels[..., :1, :], b.zero)
     reason = f"{op_name(node)}{where(node)} takes its channels with as many that cannot be removed"
     labels = coupling.combine([rows, columns], shape_of(node), reason)
-    _note_product(coupling, node, labels, cost)
+    _note_product(coupling, node, labels)
     return Value(labels, a.zero or b.zero)
 
 
@@ -180,18 +176,19 @@ def attention(coupling: Coupling, node: fx.Node, values: Values) -> Any:
     for one in heads[1:]:
         coupling.meet(heads[0], one, reason)
     labels = on_axis(heads[2], 1, node)
-    pairs = (
-        prod(read[0].labels.shape) * read[1].labels.shape[-2]
-        + prod(shape_of(node)) * read[1].labels.shape[-2]
-    )
-    _note_product(coupling, node, labels, pairs / coupling.samples)
+    _note_product(coupling, node, labels)
     return Value(labels, read[2].zero)
 
 
-def _note_product(coupling: Coupling, node: fx.Node, labels: Tensor, cost: float) -> None:
+def _note_product(coupling: Coupling, node: fx.Node, labels: Tensor) -> None:
     along = varying(labels)
-    sides = (coupling.along(labels, along[0]),) if len(along) == 1 else ()
-    coupling.calls.append(Call(module_path(node), cost / (len(sides[0]) if sides else 1), sides))
+    _note(coupling, node, (coupling.along(labels, along[0]),) if len(along) == 1 else ())
+
+
+def _note(coupling: Coupling, node: fx.Node, sides: tuple[Tensor, ...] = ()) -> None:
+    """Note a product with its arithmetic a sample, shared out among the channels of its sides."""
+    whole = multiply_accumulates(node) / coupling.samples
+    coupling.calls.append(Call(module_path(node), whole / prod(map(len, sides)), sides))
 
 
 def _balanced(coupling: Coupling, by_group: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import fx, nn
@@ -63,13 +62,10 @@ def couple(model: nn.Module, inputs: Inputs) -> Coupling:
 
 def few_samples(inputs: Inputs) -> tuple[Inputs, int]:
     """(two of the samples, their sizes fixed; how many there are): enough to tell a batch from a channel."""
-    leaves, spec = pytree.tree_flatten((inputs.args, inputs.kwargs))
+    leaves = pytree.tree_leaves((inputs.args, inputs.kwargs))
     batches = [leaf for leaf, dims in zip(leaves, inputs.dynamic, strict=True) if 0 in dims]
     samples = min([2, *(len(leaf) for leaf in batches)]) if batches else 1
-    small = [leaf[:samples] if 0 in dims else leaf for leaf, dims in zip(leaves, inputs.dynamic, strict=True)]
-    args, kwargs = pytree.tree_unflatten(small, spec)
-    fixed = tuple(() for _ in leaves)
-    return replace(inputs, args=args, kwargs=kwargs, dynamic=fixed, differed=fixed), samples
+    return inputs.of_size(samples), samples
 
 
 def label(coupling: Coupling, node: fx.Node, values: Values) -> Any:

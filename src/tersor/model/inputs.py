@@ -42,6 +42,17 @@ class Inputs:
         args, kwargs = pytree.tree_unflatten(shapes, spec)
         return dict(signature(model.forward).bind(*args, **kwargs).arguments)
 
+    def of_size(self, samples: int) -> Inputs:
+        """The same for a batch of so many samples, all sizes fixed; rows are repeated where they lack."""
+        leaves, spec = pytree.tree_flatten((self.args, self.kwargs))
+        sized = [
+            _rows(leaf, samples) if 0 in dims else leaf
+            for leaf, dims in zip(leaves, self.dynamic, strict=True)
+        ]
+        args, kwargs = pytree.tree_unflatten(sized, spec)
+        fixed = tuple(() for _ in leaves)
+        return Inputs(args, kwargs, fixed, fixed)
+
 
 def model_inputs(task: Task, model: nn.Module) -> Inputs:
     """The arguments that the task's ``forward`` gives to the model, and their varying dimensions.
@@ -106,6 +117,12 @@ def _differing(leaves: list[Any]) -> tuple[int, ...]:
 
 def _is_batch(leaf: Any, batch: int) -> bool:
     return isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == batch
+
+
+def _rows(leaf: Tensor, samples: int) -> Tensor:
+    if not len(leaf):
+        return leaf
+    return torch.cat([leaf] * -(-samples // len(leaf)))[:samples] if len(leaf) < samples else leaf[:samples]
 
 
 def _two_at_least(tensor: Tensor) -> Tensor:

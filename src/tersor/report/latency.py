@@ -32,8 +32,8 @@ def latency_table(rows: Sequence[BenchRow], *, notes: Sequence[str] = ()) -> Tab
             printable(row.file),
             row.runtime,
             f"{row.batch:,}",
-            _milliseconds(row.latency.median_ms),
-            f"{_milliseconds(row.latency.low_ms)} to {_milliseconds(row.latency.high_ms)}",
+            format_milliseconds(row.latency.median_ms),
+            f"{format_milliseconds(row.latency.low_ms)} to {format_milliseconds(row.latency.high_ms)}",
             f"{row.latency.ratio:.3f}",
             f"{row.latency.ratio_low:.3f} to {row.latency.ratio_high:.3f}",
             format_bytes(row.size_bytes),
@@ -74,5 +74,10 @@ def _undecided(rows: Sequence[BenchRow]) -> list[str]:
     ]
 
 
-def _milliseconds(value: float) -> str:
+def format_milliseconds(value: float) -> str:
+    """Four significant digits or so, without a unit.
+
+    >>> format_milliseconds(0.01234), format_milliseconds(3.456)
+    ('0.0123', '3.46')
+    """
     return f"{value:.4f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:,.0f}"
