@@ -2,7 +2,7 @@
 
     >>> import tersor
     >>> sorted(tersor.__all__)[:3]
-    ['BudgetError', 'Cluster', 'Code']
+    ['Budget', 'BudgetError', 'Cluster']
 
 The names below are the public ones, in order of use. They are imported when first touched, so that the
 command line starts without torch.
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         TersorError,
         VerificationError,
     )
+    from tersor.pipeline.budgeted import search
     from tersor.pipeline.export import evaluate_onnx, export_model
     from tersor.pipeline.load import evaluate, load
     from tersor.pipeline.memory import memory
@@ -34,9 +35,11 @@ if TYPE_CHECKING:
     from tersor.pipeline.plan import plan
     from tersor.pipeline.result import Result
     from tersor.pipeline.run import compress
+    from tersor.pipeline.search import Effort
     from tersor.pipeline.strategies import Timing, strategies
     from tersor.recipe.load import load_recipe
     from tersor.spec import (
+        Budget,
         Cluster,
         Code,
         Distill,
@@ -58,6 +61,9 @@ __version__ = "0.1.0"
 _HOME = {
     "Task": "task",
     "compress": "pipeline.run",
+    "search": "pipeline.budgeted",
+    "Budget": "spec",
+    "Effort": "pipeline.search",
     "compress_onnx": "pipeline.onnx_compress",
     "plan": "pipeline.plan",
     "Result": "pipeline.result",
@@ -98,11 +104,13 @@ _HOME = {
 }
 
 __all__ = [
+    "Budget",
     "BudgetError",
     "Cluster",
     "Code",
     "CompressedTensor",
     "Distill",
+    "Effort",
     "ExportError",
     "Fold",
     "FormatError",
@@ -135,6 +143,7 @@ __all__ = [
     "pack",
     "plan",
     "save",
+    "search",
     "strategies",
     "unpack",
 ]

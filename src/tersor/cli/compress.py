@@ -10,6 +10,8 @@ import click
 from click.core import ParameterSource
 
 from tersor.cli import console
+from tersor.cli.budget import budget_options, taken
+from tersor.cli.search import search_command
 from tersor.cli.target import check_out
 from tersor.spec import Recipe
 from tersor.task import Task
@@ -28,6 +30,7 @@ from tersor.task import Task
 @click.option("--asked-drop", type=click.FloatRange(min=0),
               help="A drop in the score's own unit that the test data should be able to tell; the result "
               "says if it cannot.")  # fmt: skip
+@budget_options
 @click.option("--keep-stages", is_flag=True, help="Leave the file of each step in OUT/stages.")
 @click.option("--data", metavar="DATA.npz", help="Samples to calibrate an ONNX model on: one "
               "array an input; or file.py:function for an iterable of dicts.")  # fmt: skip
@@ -44,6 +47,11 @@ def compress(context: click.Context, /, task: str, recipe: str, out: Path, sets:
 
     TASK may also be an .onnx file, with --data: it is quantized without training (int8 unless -r says
     otherwise), written as OUT/model.onnx and compared with the float model in ONNX Runtime.
+
+    With --max-drop, --max-drop-relative, --target-size or --target-ratio there is no recipe: the smallest
+    file inside the limit is searched for (the best score, where bytes are limited). The best file so far is
+    OUT/best.tersor all the while; where the limit cannot be kept, the exit code is 3 and the nearest file is
+    there.
     """
     from tersor.recipe import apply_sets, load_recipe
 
@@ -66,6 +74,13 @@ def compress(context: click.Context, /, task: str, recipe: str, out: Path, sets:
         return
     if data is not None:
         raise click.UsageError("--data goes with an ONNX model; a TASK has data of its own")
+    budget, resume = taken(options), options.pop("resume")
+    if budget or resume:
+        given = {
+            one for one in context.params if context.get_parameter_source(one) != ParameterSource.DEFAULT
+        }
+        search_command(task, budget, given, out, resume=resume, as_json=as_json, **options)
+        return
     with console.json_alone(as_json) as emit:
         chosen = apply_sets(load_recipe(recipe), sets)
         if not dry_run:

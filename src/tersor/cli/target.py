@@ -15,6 +15,9 @@ OURS = (
     "recipe.yaml",
     "stages",
     ".tersor-run",
+    "best.tersor",
+    "search.jsonl",
+    ".tersor-search",
     ".model.tersor.*",
     ".*.part",
 )

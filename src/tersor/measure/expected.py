@@ -7,42 +7,52 @@ from numpy.typing import NDArray
 
 F64 = NDArray[np.float64]
 
-CLEAR = 3.0  # standard errors: what a drop has to be more than, to tell the law
-USUAL_POWER, POWERS = 0.75, (0.5, 1.0)  # of the change, where one point alone tells; and at most
+CLEAR = 3.0  # standard errors: a drop that is no chance
+MOST_DROP = 0.2  # beyond it drops tell nothing of small ones
 LAW_ERROR = 0.3  # of what the law says
+_POWERS = np.linspace(0.5, 1.2, 15)
+_USUAL, _SPREAD = 0.85, 0.2  # of the power, before anything was seen
+_SWEEPS = 5
 
 
-def expected_drops(changes: F64, drops: F64, errors: F64, *, most: float = 0.2) -> F64:
+def expected_drops(changes: F64, drops: F64, errors: F64, *, most: float = MOST_DROP) -> F64:
     """Measured drops, each drawn towards what the change of the outputs says; (n,), as all given.
 
     changes -- of the outputs (:func:`tersor.measure.outputs.output_change`), means over the samples; drops --
-        of the score; errors -- their standard errors, more than 0. most -- drops beyond it tell nothing of
-        small ones.
+        of the score; errors -- their standard errors, more than 0; most -- of the drops that the law is for.
 
     A score of 0s and 1s on a few thousand samples cannot tell small drops, but it tells large ones, and the
-    change of the outputs is told well everywhere. So a law, drop = a x change^b, is fitted to drops that are
-    clear, and every drop is the mean of what was measured and of what the law says, weighted by their
-    precision (the law's own error is taken to be 30 %). Where nothing is clear, drops stay as measured.
+    change of the outputs is told well everywhere. So a law, drop = a x change^b, is fitted to all drops that
+    are not too large, each by its own error, and every drop is the mean of what was measured and of what the
+    law says, weighted by their precision (the law's own error is taken to be 30 %). Where no drop is clear,
+    all stay as measured.
 
     >>> changes, drops = np.array([0.001, 0.1]), np.array([0.004, 0.02])
     >>> expected_drops(changes, drops, np.array([0.002, 0.002])).round(4).tolist()
-    [0.0007, 0.02]
+    [0.0007, 0.0201]
     """
-    clear = (drops > CLEAR * errors) & (drops <= most) & (changes > 0)
-    if not clear.any():
+    used = (drops <= most) & (changes > 0)
+    if not (used & (drops > CLEAR * errors)).any():
         return drops
-    x, y = np.log(changes[clear]), np.log(drops[clear])
-    weights = (drops[clear] / errors[clear]) ** 2
-    power = USUAL_POWER
-    middle = float(np.average(x, weights=weights))
-    spread = float(np.average((x - middle) ** 2, weights=weights))
-    if spread > 0.1:
-        slope = (
-            float(np.average((x - middle) * (y - np.average(y, weights=weights)), weights=weights)) / spread
-        )
-        power = float(np.clip(slope, *POWERS))
-    level = float(np.average(y - power * x, weights=weights))
-    law = np.exp(level) * np.maximum(changes, 0.0) ** power
-    law_errors = np.maximum(LAW_ERROR * law, 1e-12)
-    own, other = errors**-2.0, law_errors**-2.0
-    return np.asarray((own * drops + other * law) / (own + other))
+    level, power = _fitted(changes[used], drops[used], errors[used])
+    law = level * np.maximum(changes, 0.0) ** power
+    own, other = errors**-2.0, np.maximum(LAW_ERROR * law, 1e-12) ** -2.0
+    return np.asarray(np.where(drops <= most, (own * drops + other * law) / (own + other), drops))
+
+
+def _fitted(changes: F64, drops: F64, errors: F64) -> tuple[float, float]:
+    """a and b of the law, of the greatest likelihood with the usual power as what was known before."""
+    best, found = np.inf, (0.0, _USUAL)
+    for power in _POWERS:
+        x = changes**power
+        law = np.maximum(drops, 0.0)
+        for _ in range(_SWEEPS):
+            variance = errors**2 + (LAW_ERROR * law) ** 2
+            level = max(float((drops * x / variance).sum() / (x * x / variance).sum()), 0.0)
+            law = level * x
+        variance = errors**2 + (LAW_ERROR * law) ** 2
+        unlikely = float(((drops - law) ** 2 / variance + np.log(variance)).sum())
+        unlikely += ((power - _USUAL) / _SPREAD) ** 2
+        if unlikely < best:
+            best, found = unlikely, (level, float(power))
+    return found

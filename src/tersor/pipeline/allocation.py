@@ -46,6 +46,10 @@ class Allocation:
         """The least estimated loss in a file of so many bytes."""
         return chosen_rows(self.rows, self.options, least_loss(self.options, most - self.other_bytes))
 
+    def cheapest(self) -> dict[str, Row]:
+        """The fewest bytes that there are."""
+        return chosen_rows(self.rows, self.options, tuple(int(one.costs.argmin()) for one in self.options))
+
     def steps(self, chosen: Mapping[str, Row]) -> tuple[Step, ...]:
         """The steps that make each tensor what was chosen for it."""
         held = {name: _STEPS[row.candidate].step for name, row in chosen.items()}
@@ -63,7 +67,8 @@ class Allocation:
             {one.name: one.importance for one in own},
             {one.name: one.mask for one in own},
         )
-        scale = next((one.price / factors[one.name] for one in own if factors[one.name] != 1.0), 1.0)
+        largest = max(own, key=lambda one: one.weight.numel())
+        scale = largest.price / factors[largest.name]
         usual = Counter(rates.values()).most_common(1)[0][0]
         rules = tuple(
             Rule(literal(name), override={"rate": rate * scale})

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from math import sqrt
+from math import inf, sqrt
 from time import perf_counter
 
 import numpy as np
 
 from tersor.errors import BudgetError, ExportError, TargetError, TaskError
-from tersor.measure.expected import expected_drops
+from tersor.measure.expected import CLEAR, MOST_DROP, expected_drops
 from tersor.measure.quality import drop_error, greatest_drop, halves
 from tersor.pipeline.allocation import Allocation
 from tersor.pipeline.context import Context
@@ -21,8 +21,10 @@ from tersor.task import Task
 
 FIRST_LOSS = 0.01  # of the outputs, with which the search begins
 WIDE, FINE = 4.0, 1.15  # the factor between losses tried first, and the one at which halving ends
-MOST_TRIES = 12  # of one bisection
+MOST_TRIES = 14  # of one bisection
+CLEAR_TRIALS, MOST_SURVEYED = 3, 5  # to tell small drops by clear ones
 KEPT = (0.3, 0.1, 0.05, 0.03, 0.02, 0.014, 0.01, 0.007, 0.005)  # of the weights, round by round
+MOST_SAFER = 12  # finer choices where the verdict confirms none
 PATIENCE = 2  # rounds without a smaller file
 MOST_TUNED = 3  # trainings of one round
 
@@ -64,6 +66,11 @@ class Verdicts:
         if len(known) < len(trials):
             return drops
         return [float(one) for one in expected_drops(*(np.array(part) for part in zip(*known, strict=True)))]
+
+    def clear(self, trials: Iterable[Trial]) -> int:
+        """How many trials have drops that are no chance, and small enough for a law of small ones."""
+        errors = ((self.drop(one, 0), drop_error(self.baseline[0], halves(one.score)[0])) for one in trials)
+        return sum(1 for drop, error in errors if error is None or CLEAR * error < drop <= MOST_DROP)
 
     def passes(self, trial: Trial) -> bool:
         """Whether the other half agrees: as measured, or by the one-sided test."""
@@ -138,9 +145,11 @@ class Search:
 
 def look(search: Search) -> None:
     """All trials of a search; the best ends in ``search.best``."""
-    start = _without_training(search, (), FIRST_LOSS)
+    loss = _without_training(search, (), FIRST_LOSS)
     if search.may_train and not search.out_of_time():
-        _with_training(search, start)
+        _with_training(search, loss)
+    if search.budget.limits_drop:
+        _make_safe(search, loss)
 
 
 def _without_training(search: Search, before: tuple[Step, ...], start: float) -> float:
@@ -154,26 +163,47 @@ def _without_training(search: Search, before: tuple[Step, ...], start: float) ->
 
 
 def _halve(search: Search, steps: Callable[[float], tuple[Step, ...]], start: float) -> float:
-    """Bisect the loss of the outputs between the last that was inside the budget and the first outside."""
-    inside, outside, loss = None, None, start
-    for _ in range(MOST_TRIES):
-        if search.out_of_time():
-            break
+    """Bisect the loss of the outputs between what is inside the budget and what is outside.
+
+    First it looks for a drop that is clear, by which small ones can be told
+    (:mod:`tersor.measure.expected`); so what was inside may turn out to be outside, and the other way round.
+    """
+    tried: dict[float, Trial] = {}
+    loss = start
+    while len(tried) < MOST_TRIES and not search.out_of_time():
         try:
-            trial = search.try_out(steps(loss))
+            tried[loss] = search.try_out(steps(loss))
         except BudgetError:  # less than the finest candidates lose
             break
-        if search.inside(trial):
-            inside = loss
+        outside = min((one for one, trial in tried.items() if not search.inside(trial)), default=inf)
+        inside = max((one for one in tried if one < outside), default=0.0)
+        if search.verdicts.clear(tried.values()) < CLEAR_TRIALS and len(tried) < MOST_SURVEYED:
+            greatest = max(tried.values(), key=lambda trial: search.verdicts.drop(trial, 0))
+            too_great = search.verdicts.drop(greatest, 0) > MOST_DROP
+            loss = min(tried) / WIDE if too_great else max(tried) * WIDE
+        elif not inside:
+            loss = outside / WIDE
+        elif outside == inf:
+            loss = inside * WIDE
+        elif outside / inside < FINE:
+            break
         else:
-            outside = loss
-        if inside is not None and outside is not None:
-            if outside / inside < FINE:
-                break
             loss = sqrt(inside * outside)
-        else:
-            loss = loss * WIDE if outside is None else loss / WIDE
-    return inside or start
+    return max((one for one, trial in tried.items() if search.inside(trial)), default=start)
+
+
+def _make_safe(search: Search, loss: float) -> None:
+    """Where the half for the verdict confirms nothing, go on to finer candidates until it does."""
+    before = _folded(search, ())
+    allocation = search.trials.allocation(before, search.effort.batches)
+    for _ in range(MOST_SAFER):
+        if any(search.inside(one) and search.verdicts.passes(one) for one in search.seen):
+            return
+        loss /= 2
+        try:
+            search.try_out((*before, *allocation.steps(allocation.within_loss(loss))))
+        except BudgetError:
+            return
 
 
 def _fill(
@@ -186,11 +216,11 @@ def _fill(
         if search.out_of_time():
             return
         try:
-            steps = allocation.steps(allocation.within_bytes(allowance))
+            chosen, least = allocation.within_bytes(allowance), False
         except BudgetError:
-            return
-        trial = search.try_out((*before, *steps, *([tuned] if tuned else [])))
-        if trial.size_bytes <= most:
+            chosen, least = allocation.cheapest(), True
+        trial = search.try_out((*before, *allocation.steps(chosen), *([tuned] if tuned else [])))
+        if trial.size_bytes <= most or least:
             return
         allowance -= trial.size_bytes - most
 

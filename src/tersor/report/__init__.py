@@ -3,6 +3,7 @@
 from tersor.report.figures import format_bytes, format_number, format_shape, format_share, printable
 from tersor.report.model import ModelLayer, model_layers
 from tersor.report.render import as_lines, as_rich
+from tersor.report.search import trial_table
 from tersor.report.tables import (
     Table,
     layer_table,
@@ -32,4 +33,5 @@ __all__ = [
     "printable",
     "score_table",
     "stage_table",
+    "trial_table",
 ]

@@ -1,0 +1,222 @@
+"""A search under a budget: what it keeps, what it never passes, and that it can be killed."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import tersor
+from tersor import Budget, Effort
+from tersor.errors import SpecError, TaskError, TersorError
+from tersor.pipeline import budgeted
+from tersor.pipeline.context import Context
+from tersor.pipeline.trials import Notes, Trials
+
+SHORT = Effort(epochs=1.0, tuning=1.0, lr=1e-2, batches=4)
+
+
+def spirals(**fields):
+    """A net that was trained on two classes that a hidden layer tells apart; a third layer hardly matters."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(2400, 8, generator=draw)
+    y = ((x[:, 0] * x[:, 1] + x[:, 2]) > 0).long()
+
+    def build():
+        return nn.Sequential(nn.Linear(8, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 2))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build()
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        for _ in range(150):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x[:1200]), y[:1200]).backward()
+            optimizer.step()
+    batches = list(zip(x.split(100), y.split(100), strict=True))
+    given = {
+        "name": "spirals", "build": build, "weights": model.state_dict(),
+        "loss": lambda output, batch: nn.functional.cross_entropy(output, batch[1]),
+        "score": lambda output, batch: (output.argmax(1) == batch[1]).float(),
+        "train": None, "validation": batches[12:20], "test": batches[20:],
+    }  # fmt: skip
+    return tersor.Task(**given | fields)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("search")
+    task = spirals()
+    return task, folder, tersor.search(task, Budget(max_drop=0.02), out=folder)
+
+
+def test_the_budget_is_kept_by_a_much_smaller_file(found):
+    task, folder, result = found
+    record = result.search
+    assert record.met and record.allowed == 0.02
+    assert result.ratio > 4
+    assert result.size_bytes == (folder / "model.tersor").stat().st_size
+    assert tersor.evaluate(task, folder / "model.tersor").value == result.artifact.value
+    chosen = next(one for one in record.trials if one.size_bytes == result.size_bytes)
+    assert chosen.inside and chosen.verdict_drop <= 0.02
+    stored = json.loads((folder / "result.json").read_text())
+    assert stored["search"]["trials"][0]["size_bytes"] == record.trials[0].size_bytes
+    assert not (folder / "best.tersor").exists() and not (folder / ".tersor-search").exists()
+    assert (folder / "search.jsonl").stat().st_size
+
+
+def test_the_front_is_what_no_other_trial_beats(found):
+    trials = found[2].search.trials
+    for one in trials:
+        beaten = [
+            two for two in trials
+            if (two.size_bytes, two.drop) != (one.size_bytes, one.drop)
+            and two.size_bytes <= one.size_bytes and two.drop <= one.drop
+        ]  # fmt: skip
+        assert one.front == (not beaten)
+
+
+def test_the_recipe_that_was_found_gives_the_same_file(found, tmp_path):
+    task, _, result = found
+    parts = budgeted._with_calibration(task)
+    again = tersor.compress(parts, result.recipe, out=tmp_path)
+    assert again.path.read_bytes() == result.path.read_bytes()
+
+
+def test_a_size_is_never_passed(tmp_path):
+    task = spirals()
+    for size in (900, 2500):
+        result = tersor.search(task, Budget(target_size=size), out=tmp_path / str(size))
+        assert result.search.met and result.size_bytes <= size
+        assert result.size_bytes > 0.6 * size
+    ratio = tersor.search(task, Budget(target_ratio=6.0))
+    assert ratio.ratio >= 6
+
+
+def test_what_cannot_be_met_is_missed_by_something_and_names_layers(tmp_path):
+    result = tersor.search(spirals(), Budget(target_size=40), out=tmp_path)
+    record = result.search
+    assert not record.met and record.missed_by == result.size_bytes - 40
+    assert set(record.in_the_way) <= {layer.name for layer in result.layers} and record.in_the_way
+    assert (tmp_path / "model.tersor").exists()
+
+
+def test_a_confidence_asks_for_more(found):
+    task, _, measured = found
+    sure = tersor.search(task, Budget(max_drop=0.05, confidence=95))
+    loose = tersor.search(task, Budget(max_drop=0.05))
+    assert sure.search.met
+    assert sure.size_bytes >= loose.size_bytes
+    assert loose.size_bytes <= measured.size_bytes
+
+
+def test_layers_that_matter_differently_get_different_bits(tmp_path):
+    task = spirals()
+    weights = {name: one.clone() for name, one in task.weights.items()}
+    wide = nn.Linear(48, 48)
+    with torch.no_grad():  # the hidden layer passes the first on, and adds next to nothing of its own
+        weights["2.weight"] = torch.eye(48) + 1e-3 * wide.weight
+    planted = replace(task, weights=weights)
+    trials = Trials(tmp_path, Context(budgeted._with_calibration(planted)), Notes(tmp_path / "n.jsonl", "k"))
+    allocation = trials.allocation((), 8)
+    chosen = allocation.within_loss(1e-3)
+    bits = {
+        name: 8 * row.size_bytes / allocation.tensors[name].weight.numel() for name, row in chosen.items()
+    }
+    assert bits["2.weight"] < 0.5 * bits["0.weight"]
+
+
+def test_training_makes_files_smaller(tmp_path):
+    task = spirals()
+    x = torch.cat([batch[0] for batch in task.validation])
+    trained = replace(task, train=[(x[:100], torch.zeros(100).long())])
+    labels = [(one, ((one[:, 0] * one[:, 1] + one[:, 2]) > 0).long()) for one in torch.randn(12, 100, 8)]
+    trained = replace(task, train=labels)
+    result = tersor.search(trained, Budget(max_drop=0.03), out=tmp_path, effort=SHORT)
+    steps = {one.steps for one in result.search.trials}
+    assert any("prune-1" in one and "tune" in one for one in steps)
+    assert result.search.met
+
+
+def test_an_interrupted_search_goes_on_and_ends_in_the_same_file(found, tmp_path):
+    task, _, whole = found
+    calls = []
+
+    def interrupt(phase, done, total, note=""):
+        calls.append(note)
+        if note.startswith("trial 3"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tersor.search(task, Budget(max_drop=0.02), out=tmp_path, progress=interrupt)
+    assert list((tmp_path / ".tersor-search").iterdir())
+    with pytest.raises(TersorError, match="of another search"):
+        tersor.search(task, Budget(max_drop=0.03), out=tmp_path)
+    result = tersor.search(task, Budget(max_drop=0.02), out=tmp_path, resume=True)
+    assert result.path.read_bytes() == whole.path.read_bytes()
+    assert [one.size_bytes for one in result.search.trials] == [one.size_bytes for one in whole.search.trials]
+
+
+def test_a_line_that_was_cut_is_dropped(tmp_path):
+    path = tmp_path / "notes.jsonl"
+    notes = Notes(path, "mine")
+    assert notes.once("a", lambda: {"x": 1}) == {"x": 1}
+    with path.open("ab") as file:
+        file.write(b'{"key": "b", "val')
+    again = Notes(path, "mine")
+    assert again.once("a", lambda: None) == {"x": 1}
+    assert again.once("b", lambda: 2) == 2
+    assert Notes(path, "mine").known["b"] == 2
+
+
+def test_what_a_search_needs(tmp_path):
+    task = spirals()
+    with pytest.raises(TaskError, match="no validation data"):
+        tersor.search(replace(task, validation=None), Budget(max_drop=0.1))
+    with pytest.raises(SpecError, match="no search to resume"):
+        tersor.search(task, Budget(max_drop=0.1), out=tmp_path, resume=True)
+    with pytest.raises(SpecError, match="exactly one of max_drop"):
+        Budget()
+    with pytest.raises(SpecError, match="exactly one of max_drop"):
+        Budget(max_drop=0.1, target_size=5)
+    with pytest.raises(SpecError, match="go with a limit of the drop"):
+        Budget(target_size=5, confidence=95)
+    for wrong in (
+        {"max_drop": -1.0},
+        {"target_size": 0},
+        {"target_ratio": 0.5},
+        {"max_drop": 0.1, "confidence": 10.0},
+    ):
+        with pytest.raises(SpecError):
+            Budget(**wrong)
+
+
+KILLED = """
+import os, signal, sys
+sys.path[:0] = [{root!r}]
+from tests.pipeline.test_search import spirals
+import tersor
+left = int(sys.argv[2])
+def count(*_):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+tersor.search(spirals(), tersor.Budget(max_drop=0.02), out=sys.argv[1], progress=count)
+"""
+
+
+@pytest.mark.parametrize("moment", [30, 70])
+def test_a_killed_search_ends_in_the_same_file(found, tmp_path, moment, pytestconfig):
+    code = KILLED.format(root=str(pytestconfig.rootpath))
+    first = subprocess.run([sys.executable, "-c", code, tmp_path, str(moment)], check=False, timeout=300)
+    assert first.returncode == -9
+    subprocess.run([sys.executable, "-c", code, tmp_path, "-1"], check=True, timeout=300)
+    assert (tmp_path / "model.tersor").read_bytes() == found[2].path.read_bytes()
+    assert np.isclose(
+        json.loads((tmp_path / "result.json").read_text())["artifact"]["value"], found[2].artifact.value
+    )
