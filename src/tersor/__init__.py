@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         TersorError,
         VerificationError,
     )
+    from tersor.pipeline.compare import compare_files
     from tersor.pipeline.export import evaluate_onnx, export_model
     from tersor.pipeline.load import evaluate, load
     from tersor.pipeline.onnx_compress import compress_onnx
@@ -62,6 +63,7 @@ _HOME = {
     "evaluate": "pipeline.load",
     "export_model": "pipeline.export",
     "evaluate_onnx": "pipeline.export",
+    "compare_files": "pipeline.compare",
     "save": "artifact.io",
     "load": "pipeline.load",
     "Reader": "artifact.io",
@@ -118,6 +120,7 @@ __all__ = [
     "TersorError",
     "Train",
     "VerificationError",
+    "compare_files",
     "compress",
     "compress_onnx",
     "evaluate",

@@ -294,7 +294,7 @@ def test_a_depthwise_layer_of_the_input_says_why_it_stays():
 def test_a_dry_run_foretells_the_sizes():
     task = task_of("lenet5")
     recipe = Recipe(steps=(Shrink(fraction=0.5, importance="l1", train=Train(), reestimate=3), Code()))
-    rows = tersor.plan(task, recipe).rows
+    rows = tersor.plan(task, recipe, timed=False).rows
     details = {one.tensor: one.detail for one in rows if one.action == "apply"}
     assert details["2.weight"] == "50 -> 25 channels"
     assert details["multiply-accumulates"] == "2,293,000 -> 646,500 (28.2%)"

@@ -15,16 +15,18 @@ import click
 
 from tersor import __version__
 from tersor.cli.bench import bench
+from tersor.cli.compare import compare
 from tersor.cli.compress import compress
 from tersor.cli.evaluate import evaluate
 from tersor.cli.export import export
 from tersor.cli.inspect import inspect
 from tersor.cli.pack import pack, unpack
+from tersor.cli.plan import plan
 from tersor.cli.recipe import recipe
 from tersor.errors import TersorError
 
 INTERRUPTED = 130
-_READ_ONLY = ("bench", "evaluate", "inspect", "recipe")
+_READ_ONLY = ("bench", "compare", "evaluate", "inspect", "plan", "recipe")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -37,7 +39,7 @@ def cli() -> None:
     """
 
 
-for _command in (compress, inspect, evaluate, export, bench, pack, unpack, recipe):
+for _command in (compress, plan, inspect, evaluate, compare, export, bench, pack, unpack, recipe):
     cli.add_command(_command)
 
 

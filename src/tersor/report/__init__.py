@@ -1,5 +1,6 @@
 """Measured numbers as tables for people."""
 
+from tersor.report.comparison import comparison_table, tensors_table
 from tersor.report.figures import format_bytes, format_number, format_shape, format_share, printable
 from tersor.report.model import ModelLayer, model_layers
 from tersor.report.render import as_lines, as_rich
@@ -12,6 +13,7 @@ from tersor.report.tables import (
     plan_table,
     score_table,
     stage_table,
+    time_table,
 )
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "Table",
     "as_lines",
     "as_rich",
+    "comparison_table",
     "format_bytes",
     "format_number",
     "format_shape",
@@ -32,4 +35,6 @@ __all__ = [
     "printable",
     "score_table",
     "stage_table",
+    "tensors_table",
+    "time_table",
 ]

@@ -9,6 +9,7 @@ Recipes in YAML are these same classes, field by field (:mod:`tersor.recipe`).
 """
 
 from tersor.spec.clustering import Cluster, Init
+from tersor.spec.order import AFTER_ACTIVATIONS, NOT_FROM_BLOCKS, NOT_ON_CODES, NOT_ON_GRIDS, check_order
 from tersor.spec.pruning import AMOUNTS, FROM_GRADIENTS, FROM_OUTPUTS, WAYS, Importance, Prune
 from tersor.spec.quantizing import Fold, Quantize, Smooth
 from tersor.spec.recipe import FAMILIES, STEPS, Code, Recipe, Speed, Step, StepT, replace_fields
@@ -17,10 +18,14 @@ from tersor.spec.shrinking import SHRINK_AMOUNTS, Shrink
 from tersor.spec.training import Distill, Match, Train
 
 __all__ = [
+    "AFTER_ACTIVATIONS",
     "AMOUNTS",
     "FAMILIES",
     "FROM_GRADIENTS",
     "FROM_OUTPUTS",
+    "NOT_FROM_BLOCKS",
+    "NOT_ON_CODES",
+    "NOT_ON_GRIDS",
     "SHRINK_AMOUNTS",
     "STEPS",
     "WAYS",
@@ -41,5 +46,6 @@ __all__ = [
     "Step",
     "StepT",
     "Train",
+    "check_order",
     "replace_fields",
 ]
