@@ -28,7 +28,7 @@ from tersor.cli import console
 def compare(
     task: str, files: tuple[Path, ...], baseline: Path | None, against: str, as_json: bool, **how: Any
 ) -> None:
-    """Score files of one model on the same data, and test whether they differ.
+    """Score files of one model side by side, and test their scores.
 
     FILE is a .tersor file, the folder of a result, or an exported .onnx, .xml or .tflite file. Each is scored
     once; drops from the first are tested sample by sample, p-values corrected for the number of files. Then

@@ -27,10 +27,11 @@ from tersor.task import Task
 @click.pass_context
 def plan(context: click.Context, /, task: str, recipe: str, sets: tuple[str, ...], as_json: bool,
          **options: Any) -> None:  # fmt: skip
-    """Say what a recipe would touch, what it would skip and why, and predict bytes and time.
+    """Say what a recipe would do, and predict bytes and time.
 
-    Nothing is trained or written. A recipe that would touch nothing is an error (exit code 2). TASK may also
-    be an .onnx file; of one what would be quantized is told (int8 unless -r says otherwise), and no time.
+    What each step would touch, what it would skip and why. Nothing is trained or written. A recipe that would
+    touch nothing is an error (exit code 2). TASK may also be an .onnx file; of one what would be quantized is
+    told (int8 unless -r says otherwise), and no time.
 
     \b
     tersor plan my_task.py:task -r cluster --set cluster.bits=3

@@ -62,9 +62,10 @@ def compare_files(
 
     The tests are those of :func:`tersor.measure.quality.compare`; with several, their p-values are corrected
     (:func:`tersor.measure.statistics.holm`). Data that are shuffled come in the same order for each file.
-    All files are looked into before the first is scored: raises :class:`VerificationError` or
-    :class:`ExportError` for one of another model, :class:`FormatError` for a damaged one,
-    :class:`SpecError` for a path that is none or is given twice, and where there is nothing to compare with.
+    All files are looked into before the first is scored. Raises :class:`SpecError` for a path that is none or
+    is given twice, and where there is nothing to compare with; :class:`FormatError` for a damaged file;
+    :class:`VerificationError` for one of another model, and for an exported one, when it runs,
+    :class:`ExportError`.
     """
     check_is_task(task)
     loader = _loader(task, on)
