@@ -90,16 +90,18 @@ def plan(
     collected = collect(trained_model(task))
     rows: list[PlanRow] = []
     times: list[PlannedTime] = []
+    done: _Planned | None = None
     with chance_kept(task), TemporaryDirectory(prefix="tersor-") as folder:
         path = Path(folder) / "planned.tersor"
         for index, step in enumerate(wanted.steps):
             progress("plan", index, len(wanted.steps), step.name)
             inner = replace(context, seed=step_seed(context.seed, index))
-            done = _planned(wanted, index, collected, path, inner)
+            done = _planned(wanted, index, collected, path, inner, done)
             rows += _rows(step.name, done.touched, done.ledger)
             if timed:
                 times.append(_time(wanted, index, collected, done, path, inner))
             collected = done.collected
+        assert done is not None  # a recipe has a step
         _check_effect(wanted, rows, collected)
         if timed:
             progress("plan", len(wanted.steps), len(wanted.steps), "measuring")
@@ -128,7 +130,9 @@ class _Planned:
     written: float
 
 
-def _planned(recipe: Recipe, index: int, collected: Collected, path: Path, context: Context) -> _Planned:
+def _planned(
+    recipe: Recipe, index: int, collected: Collected, path: Path, context: Context, last: _Planned | None
+) -> _Planned:
     step = recipe.steps[index]
     touched: list[Touched] = []
     started = perf_counter()
@@ -139,6 +143,8 @@ def _planned(recipe: Recipe, index: int, collected: Collected, path: Path, conte
         collected = work.collected()
     seconds = perf_counter() - started
     touched += taught(work, step, context)
+    if last is not None and isinstance(step, Train | Code):  # the file is that of the step before
+        return _Planned(touched, collected, last.ledger, seconds, last.written)
     started = perf_counter()
     ledger = write_collected(path, collected, file_speed(recipe))
     return _Planned(touched, collected, ledger, seconds, perf_counter() - started)
@@ -166,10 +172,12 @@ def _time(
     found = PlannedTime(step.name, done.seconds, "the step itself")
     if isinstance(step, Train) or without_training(step) != step:
         found = time_step(before, recipe, index, context)
-    started = perf_counter()
-    stage = path.with_name("stage.tersor")
-    write_collected(stage, done.collected, step.speed if isinstance(step, Code) else "fast")
-    written = perf_counter() - started
+    speed = step.speed if isinstance(step, Code) else "fast"
+    stage, written = path, done.written
+    if speed != file_speed(recipe):
+        started, stage = perf_counter(), path.with_name("stage.tersor")
+        write_collected(stage, done.collected, speed)
+        written = perf_counter() - started
     scored = time_evaluation(task, stage, task.validation, context.device)
     if found.seconds is None:
         return found
