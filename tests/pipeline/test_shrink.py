@@ -29,6 +29,9 @@ from tersor import (
 )
 from tersor.artifact.io import Reader
 from tersor.model.restore import trained_model
+from tersor.pipeline.context import Context
+from tersor.pipeline.steps import apply_step
+from tersor.pipeline.work import Work
 from tersor.result import TEACHER
 
 LOADED = """
@@ -196,12 +199,14 @@ def test_integers_follow_a_smaller_model():
 
 def test_points_and_blocks_refuse_it():
     task = small_task()
+    work = Work(trained_model(task))
+    apply_step(work, Quantize(batches=1), Context(task))
     with pytest.raises(TargetError, match="shrink before you quantize"):
-        run(task, Quantize(batches=1), Shrink(fraction=0.5))
+        apply_step(work, Shrink(fraction=0.5), Context(task))
     with pytest.raises(tersor.TensorError, match=r"step 'shrink': .*weight: .*blocks of 4"):
         run(
             task,
-            Quantize(bits=4, activations="none", granularity="block", block_size=4),
+            Quantize(bits=4, activations="none", granularity="block", block_size=4, targets=("conv", "head")),
             Shrink(fraction=0.5),
         )
 

@@ -24,7 +24,7 @@ from tersor.progress import Progress, silent
 from tersor.recipe.load import load_recipe
 from tersor.result import OF_ALL, TEACHER, Ledger, PlannedTime, Touched
 from tersor.spec import Code, Recipe, Train
-from tersor.task import Task
+from tersor.task import Task, check_is_task
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ def plan(
     wanted = load_recipe(recipe)
     context = Context(task, check_seed(seed), device)
     check_device(device)
+    check_is_task(task)
     with chance_kept(task):
         check_task(task, wanted, device)
         original = trained_model(task.reference)
