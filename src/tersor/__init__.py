@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from tersor.pipeline.budgeted import search
+    from tersor.pipeline.compare import compare_files
     from tersor.pipeline.export import evaluate_onnx, export_model
     from tersor.pipeline.load import evaluate, load
     from tersor.pipeline.memory import memory
@@ -73,6 +74,7 @@ _HOME = {
     "memory": "pipeline.memory",
     "strategies": "pipeline.strategies",
     "Timing": "pipeline.strategies",
+    "compare_files": "pipeline.compare",
     "save": "artifact.io",
     "load": "pipeline.load",
     "Reader": "artifact.io",
@@ -132,6 +134,7 @@ __all__ = [
     "Timing",
     "Train",
     "VerificationError",
+    "compare_files",
     "compress",
     "compress_onnx",
     "evaluate",

@@ -7,7 +7,12 @@ from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from numpy.typing import NDArray
+
+Verdict = Literal["reference", "worse", "no difference seen", "better", "not tested"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ class Ledger:
 
 
 TEACHER = "(teacher)"  # how names begin in a record that tell of who taught a training, not of a tensor
+MEASURING = "(measuring)"  # in the place of a step's name: what comes after the last one
 OF_ALL = "(all)"  # in the place of a tensor's name: what is said of all that a step touched together
 
 
@@ -161,3 +167,66 @@ class SearchRecord:
     def met(self) -> bool:
         """Whether the budget is met."""
         return self.missed_by == 0
+
+
+@dataclass(frozen=True)
+class PlannedTime:
+    """How long one part of a run will take, on this machine and as busy as it is now.
+
+    part -- the name of a step, or :data:`MEASURING`: the file is written, and file and original are scored.
+    seconds -- an estimate; None where the data have no length.
+    basis -- what was timed for it, in words.
+    """
+
+    part: str
+    seconds: float | None
+    basis: str
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """How one file holds a tensor.
+
+    form -- ``raw``, ``masked``, ``codebook`` or ``affine``.
+    levels -- how many values its codes can name, 0 without codes.
+    bits -- of a code, or of a value that is stored as it is.
+    """
+
+    form: str
+    shape: tuple[int, ...]
+    dtype: str
+    levels: int
+    bits: int
+    sparsity: float
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class ComparedFile:
+    """One of several files of a model: its score, and whether that is another than the reference's.
+
+    path -- None: the trained model itself. runtime -- where it ran, in words; None: in PyTorch.
+    comparison -- with the reference; None for the reference. p_value -- of that comparison, corrected for the
+        number of files compared.
+    tensors -- by name; empty for what was exported to a runtime. rest_bytes -- what no tensor takes.
+    """
+
+    path: Path | None
+    runtime: str | None
+    size_bytes: int
+    score: Score
+    comparison: Comparison | None
+    p_value: float | None
+    verdict: Verdict
+    tensors: Mapping[str, StoredTensor]
+    rest_bytes: int
+
+
+@dataclass(frozen=True)
+class FileComparison:
+    """Files of one model side by side, the reference first; ``data`` is what they were scored on."""
+
+    task: str
+    data: Literal["test", "validation"]
+    dense_bytes: int
+    files: tuple[ComparedFile, ...]

@@ -97,8 +97,20 @@ def test_the_version(capsys):
 def test_help_lists_every_command_in_full(capsys):
     assert app.run(["--help"]) == 0
     text = capsys.readouterr().out
-    names = ("compress", "inspect", "evaluate", "export", "bench", "memory", "strategies", "pack", "unpack")
-    assert "  recipe " in text
+    names = (
+        "compress",
+        "plan",
+        "inspect",
+        "evaluate",
+        "compare",
+        "export",
+        "bench",
+        "memory",
+        "strategies",
+        "pack",
+        "unpack",
+        "recipe",
+    )
     assert all(f"  {name} " in text for name in names)
     assert "..." not in text.partition("Commands:")[2]
 

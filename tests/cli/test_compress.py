@@ -199,7 +199,7 @@ def test_a_dry_run_takes_the_seed(compress, monkeypatch):
 
     monkeypatch.setitem(vars(tersor), "plan", take)
     assert compress("-r", "cluster", "--seed", "7", "--dry-run") == 3
-    assert seen == {"seed": 7}
+    assert (seen["seed"], seen["device"], seen["timed"]) == (7, "cpu", True)
 
 
 def test_warnings_and_tied_names_reach_people(compress, task_file, tmp_path, capfd):

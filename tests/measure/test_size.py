@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from tersor.measure.size import dense_bytes
+from tersor.measure.size import dense_bytes, file_bytes
 
 
 class Tied(nn.Module):
@@ -26,3 +26,11 @@ def test_bytes_follow_the_dtype():
 
 def test_equal_layers_that_share_nothing_count_twice():
     assert dense_bytes(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))) == 2 * 48
+
+
+def test_the_weights_beside_an_xml_file_count(tmp_path):
+    for name, size in (("net.xml", 30), ("net.bin", 500), ("net.onnx", 7)):
+        (tmp_path / name).write_bytes(bytes(size))
+    assert file_bytes(tmp_path / "net.xml") == 530 and file_bytes(tmp_path / "net.onnx") == 7
+    (tmp_path / "net.bin").unlink()
+    assert file_bytes(tmp_path / "net.xml") == 30

@@ -11,6 +11,7 @@ from tersor.measure.statistics import (
     Discordance,
     bootstrap,
     discordant_resolution,
+    holm,
     mcnemar,
     mean_resolution,
     needed_pairs,
@@ -27,6 +28,23 @@ COUNTS = st.integers(0, 400)
 )
 def test_wilson_gives_the_examples_of_newcombe_1998(successes, n, low, high):
     assert wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 200).map(lambda one: one / 200), max_size=6), st.floats(0.001, 0.999))
+def test_holm_rejects_what_the_step_down_procedure_rejects(p_values, level):
+    # Holm 1979: from the smallest on, until one is more than level / (tests that are left).
+    rejected, left = set(), sorted(range(len(p_values)), key=p_values.__getitem__)
+    while left and p_values[left[0]] * len(left) <= level:
+        rejected.add(left.pop(0))
+    adjusted = holm(p_values)
+    assert {at for at, one in enumerate(adjusted) if one <= level} == rejected
+    assert all(one >= alone for one, alone in zip(adjusted, p_values, strict=True))
+
+
+def test_holm_of_one_test_changes_nothing_and_none_is_more_than_1():
+    assert holm([]) == () and holm([0.03]) == (0.03,)
+    assert holm([0.6, 0.7, 0.8]) == (1.0, 1.0, 1.0)
 
 
 @settings(max_examples=60, deadline=None)

@@ -12,6 +12,9 @@ import tersor
 from tersor.model.storage import storages
 from tersor.pipeline import prune as prune_module
 from tersor.pipeline import rounds as rounds_module
+from tersor.pipeline.context import Context
+from tersor.pipeline.steps import apply_step
+from tersor.pipeline.work import Work
 from tersor.result import OF_ALL, TEACHER
 from tersor.spec import Prune, Quantize, Train
 
@@ -95,9 +98,10 @@ def test_a_budget_needs_validation_data(task):
 
 
 def test_it_comes_before_activations_are_quantized(task):
-    recipe = tersor.Recipe(steps=(Quantize(batches=1), STEP))
+    work = Work(task.build())
+    apply_step(work, Quantize(batches=1), Context(task))
     with pytest.raises(tersor.SpecError, match="activations are quantized already"):
-        tersor.compress(task, recipe)
+        apply_step(work, STEP, Context(task))
 
 
 @pytest.mark.parametrize("rewind", [True, False])

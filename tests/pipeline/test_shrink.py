@@ -29,6 +29,9 @@ from tersor import (
 )
 from tersor.artifact.io import Reader
 from tersor.model.restore import trained_model
+from tersor.pipeline.context import Context
+from tersor.pipeline.steps import apply_step
+from tersor.pipeline.work import Work
 from tersor.result import TEACHER
 
 LOADED = """
@@ -196,12 +199,14 @@ def test_integers_follow_a_smaller_model():
 
 def test_points_and_blocks_refuse_it():
     task = small_task()
+    work = Work(trained_model(task))
+    apply_step(work, Quantize(batches=1), Context(task))
     with pytest.raises(TargetError, match="shrink before you quantize"):
-        run(task, Quantize(batches=1), Shrink(fraction=0.5))
+        apply_step(work, Shrink(fraction=0.5), Context(task))
     with pytest.raises(tersor.TensorError, match=r"step 'shrink': .*weight: .*blocks of 4"):
         run(
             task,
-            Quantize(bits=4, activations="none", granularity="block", block_size=4),
+            Quantize(bits=4, activations="none", granularity="block", block_size=4, targets=("conv", "head")),
             Shrink(fraction=0.5),
         )
 
@@ -294,7 +299,7 @@ def test_a_depthwise_layer_of_the_input_says_why_it_stays():
 def test_a_dry_run_foretells_the_sizes():
     task = task_of("lenet5")
     recipe = Recipe(steps=(Shrink(fraction=0.5, importance="l1", train=Train(), reestimate=3), Code()))
-    rows = tersor.plan(task, recipe).rows
+    rows = tersor.plan(task, recipe, timed=False).rows
     details = {one.tensor: one.detail for one in rows if one.action == "apply"}
     assert details["2.weight"] == "50 -> 25 channels"
     assert details["multiply-accumulates"] == "2,293,000 -> 646,500 (28.2%)"

@@ -174,11 +174,11 @@ def test_layers_that_do_not_match_are_an_error_with_shapes_before_training(task,
 
 
 def test_a_dry_run_says_who_teaches(student):
-    plan = tersor.plan(student, "prune-distill-cluster")
+    plan = tersor.plan(student, "prune-distill-cluster", timed=False)
     rows = [one for one in plan.rows if one.tensor == TEACHER]
     assert [(one.step, one.action) for one in rows] == [("prune", "apply"), ("cluster", "apply")]
     assert all(one.detail.startswith("task 'toy'") and one.predicted_bytes is None for one in rows)
-    assert plan.dense_bytes == tersor.plan(student.teacher, "cluster").dense_bytes
+    assert plan.dense_bytes == tersor.plan(student.teacher, "cluster", timed=False).dense_bytes
 
 
 def test_a_teacher_that_is_no_task_or_does_not_run_is_told(task, student):

@@ -15,6 +15,7 @@ from tersor.report import (
     plan_table,
     score_table,
     stage_table,
+    time_table,
 )
 from tersor.result import (
     OF_ALL,
@@ -23,6 +24,7 @@ from tersor.result import (
     LayerRecord,
     Ledger,
     LedgerRow,
+    PlannedTime,
     Score,
     StageRecord,
     Touched,
@@ -181,6 +183,16 @@ def test_the_plan_says_that_it_is_an_estimate():
     assert table.rows[0] == ("prune", "fc", "apply", "90 %", "12")
     assert table.rows[1] == ("prune", "b", "skip", "one dimension", "-")
     assert "estimate" in table.notes[0]
+
+
+def test_times_are_told_with_what_they_were_taken_from():
+    times = (PlannedTime("tune", 7200.4, "8 of 900 batches of training"), PlannedTime("code", None, "none"))
+    table = time_table(times, None)
+    assert table.rows == (
+        ("tune", "8 of 900 batches of training", "7,200 (2.0 h)"), ("code", "none", "not known"),
+    )  # fmt: skip
+    assert table.total == ("all", "", "not known") and "estimate" in table.notes[0]
+    assert time_table(times[:1], 12.34).total[-1] == "12.3"
 
 
 def test_plain_lines_are_aligned():

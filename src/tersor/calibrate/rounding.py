@@ -32,7 +32,7 @@ class LayerRounding:
     are with the layers before it quantized (Nagel et al. 2020, AdaRound, section 3.2).
 
     reference -- the float model on the same graph. seeded -- what each layer draws its batches in: the same
-        chance for all of them.
+        chance for all of them. steps -- that each layer learns for, by default :data:`STEPS`.
     """
 
     reference: nn.Module
@@ -41,6 +41,7 @@ class LayerRounding:
     batches: int
     device: str = "cpu"
     seeded: Callable[[], AbstractContextManager[None]] = nullcontext
+    steps: int | None = None
 
     def obstacle(self, name: str) -> str:
         """Why a weight cannot be learned so, or ""."""
@@ -88,7 +89,7 @@ class LayerRounding:
             lambda rounded: (call(inputs, rounded) - wanted).square().mean() / power,
             zero_point=None if grid.symmetric else form.zero_point,
             mask=mask,
-            rounding=Rounding(steps=STEPS),
+            rounding=Rounding(steps=STEPS if self.steps is None else self.steps),
         )
 
     def _readers(self, name: str) -> list[fx.Node]:

@@ -15,18 +15,20 @@ import click
 
 from tersor import __version__
 from tersor.cli.bench import bench
+from tersor.cli.compare import compare
 from tersor.cli.compress import compress
 from tersor.cli.evaluate import evaluate
 from tersor.cli.export import export
 from tersor.cli.inspect import inspect
 from tersor.cli.memory import memory
 from tersor.cli.pack import pack, unpack
+from tersor.cli.plan import plan
 from tersor.cli.recipe import recipe
 from tersor.cli.strategies import strategies
 from tersor.errors import TersorError
 
 INTERRUPTED = 130
-_READ_ONLY = ("bench", "evaluate", "inspect", "memory", "recipe")
+_READ_ONLY = ("bench", "compare", "evaluate", "inspect", "memory", "plan", "recipe")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -39,7 +41,10 @@ def cli() -> None:
     """
 
 
-for _command in (compress, inspect, evaluate, export, bench, memory, strategies, pack, unpack, recipe):
+_COMMANDS = (
+    compress, plan, inspect, evaluate, compare, export, bench, memory, strategies, pack, unpack, recipe,
+)  # fmt: skip
+for _command in _COMMANDS:
     cli.add_command(_command)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from click.core import ParameterSource
 
 from tersor.cli import console
 from tersor.cli.budget import budget_options, taken
+from tersor.cli.plan import show_plan
 from tersor.cli.search import search_command
 from tersor.cli.target import check_out
 from tersor.spec import Recipe
@@ -35,7 +35,7 @@ from tersor.task import Task
 @click.option("--data", metavar="DATA.npz", help="Samples to calibrate an ONNX model on: one "
               "array an input; or file.py:function for an iterable of dicts.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="The result (or the plan) as JSON on stdout.")
-@click.option("--dry-run", is_flag=True, help="Only say what each rule touches, what it skips and why.")
+@click.option("--dry-run", is_flag=True, help="Only say what `tersor plan` says.")
 @click.pass_context
 def compress(context: click.Context, /, task: str, recipe: str, out: Path, sets: tuple[str, ...],
              as_json: bool, dry_run: bool, **options: Any) -> None:  # fmt: skip
@@ -91,7 +91,10 @@ def compress(context: click.Context, /, task: str, recipe: str, out: Path, sets:
         from tersor.cli.task_ref import load_task
 
         loaded = load_task(task)
-        emit(_plan(loaded, chosen, options["seed"]) if dry_run else _compress(loaded, chosen, out, **options))
+        if dry_run:
+            emit(show_plan(loaded, chosen, seed=options["seed"], device=options["device"]))
+        else:
+            emit(_compress(loaded, chosen, out, **options))
 
 
 def _compress(task: Task, recipe: Recipe, out: Path, **options: Any) -> dict[str, Any]:
@@ -120,12 +123,3 @@ def _compress(task: Task, recipe: Recipe, out: Path, **options: Any) -> dict[str
     for path in sorted(one for one in out.iterdir() if one.suffix in (".onnx", ".xml", ".tflite")):
         console.say(f"{path} is older than model.tersor: export it again")
     return {"out": str(out), **result.to_dict()}
-
-
-def _plan(task: Task, recipe: Recipe, seed: int) -> dict[str, Any]:
-    import tersor
-    from tersor.report import plan_table
-
-    plan = tersor.plan(task, recipe, seed=seed)
-    console.show(plan_table(plan.rows, plan.predicted_bytes, plan.dense_bytes, plan.non_finite))
-    return asdict(plan)

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from tersor.cli import console
-
-if TYPE_CHECKING:
-    from tersor.result import Score
-    from tersor.task import Task
 
 DEFAULTS = {".onnx": "onnxruntime", ".xml": "openvino", ".tflite": "litert"}
 
@@ -32,6 +27,7 @@ def evaluate(task: str, file: Path, runtime: str | None, threads: int, as_json: 
     with console.json_alone(as_json) as emit:
         import tersor
         from tersor.cli.task_ref import load_task
+        from tersor.measure.size import file_bytes
         from tersor.report import format_bytes, format_number
 
         served = file.suffix in DEFAULTS
@@ -52,12 +48,12 @@ def evaluate(task: str, file: Path, runtime: str | None, threads: int, as_json: 
 
                 chosen = runtime or DEFAULTS[file.suffix]
                 where = open_session(file, chosen, threads=threads).description
-                score = _served_score(
+                score = tersor.evaluate_onnx(
                     load_task(task), file, runtime=chosen, threads=threads, progress=progress
                 )
             else:
                 score = tersor.evaluate(load_task(task), file, progress=progress)
-        size = file.stat().st_size
+        size = file_bytes(file)
         interval = ""
         if score.low is not None and score.high is not None:
             interval = f" (95 %: {format_number(score.low)} to {format_number(score.high)})"
@@ -79,16 +75,3 @@ def evaluate(task: str, file: Path, runtime: str | None, threads: int, as_json: 
                 },
             }
         )
-
-
-def _served_score(task: Task, file: Path, **how: Any) -> Score:
-    """The score of an exported file; one whose inputs or outputs do not fit may be another model's."""
-    import tersor
-    from tersor.errors import ExportError
-
-    try:
-        return tersor.evaluate_onnx(task, file, **how)
-    except ExportError as error:
-        if not str(error).startswith(("the model takes ", "the graph gives ")):
-            raise
-        raise ExportError(f"{file}: is this file of another model? {error}") from error

@@ -1,6 +1,8 @@
-"""What a model takes before compression, and a tensor in memory after it. A file has its ledger."""
+"""What a model takes before compression, a tensor in memory after it, and a file on disk."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -19,6 +21,13 @@ def dense_bytes(model: nn.Module) -> int:
     tensors = (one for one in model.state_dict().values() if isinstance(one, torch.Tensor))
     distinct = {storage_key(one): one for one in tensors}
     return sum(one.numel() * one.element_size() for one in distinct.values())
+
+
+def file_bytes(path: Path) -> int:
+    """Bytes of a file on disk; the weights of an ``.xml`` file, the ``.bin`` beside it, count with it."""
+    weights = path.with_suffix(".bin")
+    beside = weights.stat().st_size if path.suffix == ".xml" and weights.is_file() else 0
+    return path.stat().st_size + beside
 
 
 def packed_bytes(tensor: CompressedTensor) -> int:

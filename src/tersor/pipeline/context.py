@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,13 +25,17 @@ from tersor.train.teaching import teaching_for
 
 @dataclass(frozen=True)
 class Context:
-    """What a step needs beside itself; ``checkpoint`` is where what trains in it goes on from."""
+    """What a step needs beside itself; ``checkpoint`` is where what trains in it goes on from.
+
+    rounding_steps -- how long each layer's rounding is learned; None: as long as it takes.
+    """
 
     task: Task
     seed: int = 0
     device: str = "cpu"
     checkpoint: Path | None = None
     progress: Progress = silent
+    rounding_steps: int | None = None
 
 
 def inside_step(step: Step, context: Context) -> Context:
@@ -42,6 +46,17 @@ def inside_step(step: Step, context: Context) -> Context:
 def seeded(context: Context) -> AbstractContextManager[None]:
     """What data is drawn in outside of training: with the seed of the run, whatever was drawn before."""
     return Randomness(calibration_loader(context.task)).seeded(context.seed)
+
+
+def chance_kept(task: Task) -> ExitStack:
+    """Whatever is drawn inside, by loaders too, afterwards every generator is as it was.
+
+    Even a task that is made from another one draws: it looks at the loaders' iterators.
+    """
+    stack = ExitStack()
+    for loader in (task.train, task.validation, task.test):
+        stack.enter_context(Randomness(() if loader is None else loader).seeded(0))
+    return stack
 
 
 def train_(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import cast
 
@@ -14,6 +14,8 @@ from tersor.model.select import Selected, Storage, storages
 from tersor.result import OF_ALL, Touched
 from tersor.spec import Prune
 from tersor.tensor.compressed import Affine, Codebook
+
+NAMED = 8  # tensors in a message
 
 
 def report_storages(model: nn.Module, selected: list[Selected]) -> list[Touched]:
@@ -63,6 +65,17 @@ def _asked(step: Prune) -> str:
         return f"{step.pattern} along the inputs by greatest {score}"
     border = f"{step.threshold:g}" if step.threshold is not None else f"percentile {step.percentile:g}"
     return f"{what} with {score} below {border}"
+
+
+def why_none(reasons: Mapping[str, str]) -> str:
+    """Tensors with the reason why each is left alone, for a message; of many the first.
+
+    >>> why_none({"fc.weight": "rule 'fc' skips it", "fc.bias": "bias"})
+    "fc.weight (rule 'fc' skips it), fc.bias (bias)"
+    """
+    words = [f"{name} ({reason})" for name, reason in reasons.items()]
+    more = f" and {len(words) - NAMED} more" if len(words) > NAMED else ""
+    return ", ".join(words[:NAMED]) + more if words else "the model has no tensors"
 
 
 def describe(storage: Storage) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -10,10 +11,12 @@ from shutil import copyfile
 from tempfile import TemporaryDirectory
 
 import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from tersor.artifact.io import Reader
 from tersor.artifact.writer import disk_errors, replacing
-from tersor.errors import SpecError, TaskError, code_of_the_task, did_you_mean, in_context
+from tersor.errors import ExportError, SpecError, TaskError, code_of_the_task, did_you_mean, in_context
 from tersor.export.check import Agreement, Probe, check_agreement
 from tersor.export.litert import drawn_for_litert
 from tersor.export.onnx import draw_onnx
@@ -29,7 +32,7 @@ from tersor.pipeline.load import load
 from tersor.points import as_int8
 from tersor.progress import Progress, inside, silent
 from tersor.result import Score
-from tersor.task import Batch, Task, check_is_task
+from tersor.task import Batch, Output, Task, check_is_task
 
 # Each with the runtimes that may check it, the first by default; and how its files end.
 FORMATS: Mapping[str, tuple[str, ...]] = {
@@ -149,7 +152,8 @@ def evaluate_onnx(
 
     ``.onnx`` runs in ``onnxruntime`` or ``openvino``, ``.xml`` in the latter, ``.tflite`` in ``litert``.
 
-    Raises :class:`ExportError` where the runtime does not take the file or its inputs.
+    Raises :class:`ExportError` where the runtime does not take the file, and for a file whose inputs or
+    outputs are not those of the task's model.
     """
     check_is_task(task)
     session = open_session(path, runtime, threads=threads, precision=precision)
@@ -159,5 +163,30 @@ def evaluate_onnx(
         raise TaskError(f"task {task.name!r}: there is no data to evaluate on, the loader is empty")
     args, kwargs = model_call(task, model, first)
     with torch.no_grad(), code_of_the_task(f"task {task.name!r}: forward"):
-        served = ServedModel(session, output_structure(model(*args, **kwargs)))
-    return evaluate_model(served, task, task.test if loader is None else loader, progress=progress)
+        output = model(*args, **kwargs)
+    served = ServedModel(session, output_structure(output))
+    with _another_model(path):
+        _check_shapes(served(*args, **kwargs), output)
+        return evaluate_model(served, task, task.test if loader is None else loader, progress=progress)
+
+
+@contextmanager
+def _another_model(path: str | Path) -> Iterator[None]:
+    """A file whose inputs or outputs do not fit may be another model's: ask, and name it."""
+    try:
+        yield
+    except ExportError as error:
+        if not str(error).startswith(("the model takes ", "the graph gives ")):
+            raise
+        raise ExportError(f"{path}: is this file of another model? {error}") from error
+
+
+def _check_shapes(served: Output, output: Output) -> None:
+    """All but the first axis, whose size may depend on the values of the weights."""
+    given, wanted = (
+        [tuple(leaf.shape) for leaf in pytree.tree_leaves(one) if isinstance(leaf, Tensor)]
+        for one in (served, output)
+    )
+    for one, other in zip(given, wanted, strict=False):
+        if len(one) != len(other) or one[1:] != other[1:]:
+            raise ExportError(f"the graph gives an output of shape {one}, the model one of {other}")

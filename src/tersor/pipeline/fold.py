@@ -13,15 +13,13 @@ from tersor.pipeline.context import Context, seeded
 from tersor.pipeline.work import Work
 from tersor.progress import inside
 from tersor.result import Touched
-from tersor.spec import Fold, Smooth
+from tersor.spec import AFTER_ACTIVATIONS, Fold, Smooth
 
 
 def fold(work: Work, step: Fold, context: Context) -> list[Touched]:
     """Norms into the layers before them; then, if asked for, the ranges of neighbouring layers evened out."""
     if work.points:
-        raise TargetError(
-            "activations are quantized already, and folding changes them: fold before you quantize"
-        )
+        raise TargetError(AFTER_ACTIVATIONS[Fold])
     if step.reestimate:
         with seeded(context):
             reestimate_norms_(work.model, context.task, step.reestimate, context.device)

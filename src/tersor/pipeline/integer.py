@@ -37,8 +37,9 @@ def quantize(work: Work, step: Quantize, context: Context) -> list[Touched]:
         )
     reference = deepcopy(work.model).eval()
     learner = LayerRounding(
-        reference, planned.traced, context.task, step.batches, context.device, partial(seeded, context)
-    )
+        reference, planned.traced, context.task, step.batches, context.device, partial(seeded, context),
+        context.rounding_steps,
+    )  # fmt: skip
     quantize_weights_(work, planned, step, learner, context.progress)
     work.points = merged_points(work, planned, points)
     rows: list[Touched] = []

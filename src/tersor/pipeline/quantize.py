@@ -17,6 +17,7 @@ from tersor.model.parametrization import SharedWeight
 from tersor.model.select import Selected, select, within
 from tersor.model.storage import Storage, on_grid, storages
 from tersor.model.trace import Traced
+from tersor.pipeline.describe import why_none
 from tersor.pipeline.work import Work
 from tersor.points import MOST_BITS, Decision, Placement, QuantPoint, keys_of, place, spell
 from tersor.progress import Progress, inside
@@ -49,9 +50,8 @@ def plan_quantization(work: Work, step: Quantize, task: Task) -> Planned:
     selected = select(work.model, step)
     chosen = [one for one in selected if one.step is not None]
     if not chosen:
-        raise TargetError(
-            "no weight is left to quantize: every one is skipped (see the reasons in a dry run)"
-        )
+        reasons = why_none({one.storage.name: one.reason for one in selected})
+        raise TargetError(f"no weight is left to quantize: {reasons}")
     traced = work.traced(task)
     integer = set()
     if step.activations != "none":

@@ -19,7 +19,7 @@ from tersor.pipeline.ranking import masks_of
 from tersor.pipeline.work import Work
 from tersor.progress import inside
 from tersor.result import OF_ALL, Touched
-from tersor.spec import Prune
+from tersor.spec import AFTER_ACTIVATIONS, Prune
 from tersor.tensor.pruning import check_some_stay, pruned_share
 from tersor.train.checkpoint import load_checkpoint, save_checkpoint
 from tersor.train.control import MovingMask
@@ -38,7 +38,7 @@ def prune_in_rounds(work: Work, chosen: Sequence[Selected], step: Prune, context
     context's checkpoint holds the last good round, a file beside it the training of the present one.
     """
     if work.points:
-        raise SpecError("activations are quantized already: prune in rounds before the step that does so")
+        raise SpecError(AFTER_ACTIVATIONS[Prune])
     assert step.train is not None
     if not chosen:
         return [Touched(OF_ALL, False, "no round: nothing that the step targets can be pruned by it")]

@@ -28,7 +28,7 @@ from tersor.pipeline.masked_rows import mask_rows
 from tersor.pipeline.work import Work
 from tersor.progress import inside
 from tersor.result import Touched
-from tersor.spec import Shrink
+from tersor.spec import AFTER_ACTIVATIONS, Shrink
 from tersor.structure import Change
 
 _LOSSLESS = 1e-5
@@ -39,9 +39,7 @@ _UNREAD = "a depthwise convolution of channels that no layer makes"
 def shrink(work: Work, step: Shrink, context: Context) -> list[Touched]:
     """Take channels out of the model: from then on it is smaller, its changes say how."""
     if work.points:
-        raise TargetError(
-            "activations are quantized already, and fewer channels change them: shrink before you quantize"
-        )
+        raise TargetError(AFTER_ACTIVATIONS[Shrink])
     selected = select(work.model, step)
     inputs = model_inputs(context.task, work.model)
     try:

@@ -1,5 +1,6 @@
 """Measured numbers as tables for people."""
 
+from tersor.report.comparison import comparison_table, tensors_table
 from tersor.report.figures import format_bytes, format_number, format_shape, format_share, printable
 from tersor.report.model import ModelLayer, model_layers
 from tersor.report.render import as_lines, as_rich
@@ -13,6 +14,7 @@ from tersor.report.tables import (
     plan_table,
     score_table,
     stage_table,
+    time_table,
 )
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "Table",
     "as_lines",
     "as_rich",
+    "comparison_table",
     "format_bytes",
     "format_number",
     "format_shape",
@@ -33,5 +36,7 @@ __all__ = [
     "printable",
     "score_table",
     "stage_table",
+    "tensors_table",
+    "time_table",
     "trial_table",
 ]

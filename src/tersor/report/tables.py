@@ -15,7 +15,7 @@ from tersor.report.figures import (
     printable,
 )
 from tersor.report.model import ModelLayer
-from tersor.result import OF_ALL, TEACHER, Comparison, LayerRecord, Ledger, Score, StageRecord
+from tersor.result import OF_ALL, TEACHER, Comparison, LayerRecord, Ledger, PlannedTime, Score, StageRecord
 
 Row = tuple[str, ...]
 
@@ -212,6 +212,15 @@ def plan_table(
     return Table("plan", columns, words, left=4, notes=(note, *non_finite_words(non_finite or {})))
 
 
+def time_table(times: Sequence[PlannedTime], seconds: float | None) -> Table:
+    """How long each step of a plan would take, and what that was taken from."""
+    rows = tuple((one.part, printable(one.basis), _seconds_words(one.seconds)) for one in times)
+    total = ("all", "", _seconds_words(seconds))
+    note = "estimate, on this machine and as busy as it is now"
+    columns = ("step", "taken from", "predicted seconds")
+    return Table("time", columns, rows, left=2, total=total, notes=(note,))
+
+
 def model_table(layers: Sequence[ModelLayer]) -> Table:
     """The layers of a model with what they hold."""
     rows = tuple(
@@ -274,6 +283,12 @@ def _comparison_words(comparison: Comparison) -> tuple[str, ...]:
     if comparison.note:
         notes.append(comparison.note)
     return tuple(notes)
+
+
+def _seconds_words(seconds: float | None) -> str:
+    if seconds is None:
+        return "not known"
+    return f"{seconds:,.1f}" if seconds < 1000 else f"{seconds:,.0f} ({seconds / 3600:.1f} h)"
 
 
 def _ratio(dense: int, size: int) -> str:

@@ -10,6 +10,7 @@ Recipes in YAML are these same classes, field by field (:mod:`tersor.recipe`).
 
 from tersor.spec.budget import LIMITS, Budget
 from tersor.spec.clustering import WEIGHED_BY, Cluster, Init
+from tersor.spec.order import AFTER_ACTIVATIONS, NOT_FROM_BLOCKS, NOT_ON_CODES, NOT_ON_GRIDS, check_order
 from tersor.spec.pruning import AMOUNTS, FROM_GRADIENTS, FROM_OUTPUTS, WAYS, Importance, Prune
 from tersor.spec.quantizing import Fold, Quantize, Smooth
 from tersor.spec.recipe import FAMILIES, STEPS, Code, Recipe, Speed, Step, StepT, replace_fields
@@ -18,11 +19,15 @@ from tersor.spec.shrinking import SHRINK_AMOUNTS, Shrink
 from tersor.spec.training import Distill, Match, Train
 
 __all__ = [
+    "AFTER_ACTIVATIONS",
     "AMOUNTS",
     "FAMILIES",
     "FROM_GRADIENTS",
     "FROM_OUTPUTS",
     "LIMITS",
+    "NOT_FROM_BLOCKS",
+    "NOT_ON_CODES",
+    "NOT_ON_GRIDS",
     "SHRINK_AMOUNTS",
     "STEPS",
     "WAYS",
@@ -45,5 +50,6 @@ __all__ = [
     "Step",
     "StepT",
     "Train",
+    "check_order",
     "replace_fields",
 ]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from tersor.checks import one_of
 from tersor.errors import SpecError, did_you_mean
 from tersor.spec.clustering import Cluster
+from tersor.spec.order import check_order
 from tersor.spec.pruning import WAYS, Prune
 from tersor.spec.quantizing import Fold, Quantize, Smooth
 from tersor.spec.shrinking import SHRINK_AMOUNTS, Shrink
@@ -41,7 +42,10 @@ STEPS: Mapping[str, type[Step]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Ordered steps, each with a name of its own (``--set NAME.FIELD=VALUE`` finds it by that)."""
+    """Ordered steps, each with a name of its own (``--set NAME.FIELD=VALUE`` finds it by that).
+
+    Raises :class:`SpecError` for an order that no model can follow (:mod:`tersor.spec.order`).
+    """
 
     name: str = "recipe"
     description: str = ""
@@ -57,11 +61,7 @@ class Recipe:
             raise SpecError(f"two steps are named {twice[0]!r}: give each a name of its own")
         if not self.steps:
             raise SpecError(f"recipe {self.name!r} has no steps")
-        for index, step in enumerate(self.steps):
-            normed = isinstance(step, Quantize) and step.freeze_norms > 0
-            if normed and not any(isinstance(one, Fold) for one in self.steps[:index]):
-                raise SpecError(f"step {step.name!r} has freeze_norms and no fold step before it: the norms "
-                                "are those that were folded")  # fmt: skip
+        check_order(self.steps)
 
     def with_fields(self, step: str, **changes: Any) -> Recipe:
         """A copy with fields of one step changed.

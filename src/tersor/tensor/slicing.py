@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from tersor.errors import TensorError
+from tersor.spec import NOT_FROM_BLOCKS
 from tersor.tensor.codebook import tidy_codebook
 from tersor.tensor.compressed import Affine, Codebook, CompressedTensor, Form, Raw
 from tersor.tensor.groups import Granularity
@@ -56,5 +57,5 @@ def _check(compressed: CompressedTensor, granularity: Granularity) -> None:
     if granularity.kind == "block":
         raise TensorError(
             f"has codes in blocks of {granularity.size}, which channels cannot be taken out of: "
-            "remove channels before that step"
+            f"{NOT_FROM_BLOCKS}"
         )

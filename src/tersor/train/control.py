@@ -19,7 +19,7 @@ from tersor.model.grid import GridWeight
 from tersor.model.parametrization import MaskedWeight, SharedWeight
 from tersor.model.select import Selected
 from tersor.model.storage import Storage
-from tersor.spec import FROM_GRADIENTS, Cluster, Prune
+from tersor.spec import FROM_GRADIENTS, NOT_ON_CODES, Cluster, Prune
 from tersor.task import Batch, Output
 from tersor.tensor.masks import Mask
 from tersor.tensor.pruning import (
@@ -199,8 +199,7 @@ class MovingMask:
         """Attach a mask; :class:`TargetError` where weights are shared, whose codes no mask moves."""
         held = storage.parametrization
         if held is not None and isinstance(held[0], SharedWeight):
-            raise TargetError(f"{storage.name} already shares its weights: prune it gradually, in rounds or "
-                              "with growth before it is clustered, or in one shot")  # fmt: skip
+            raise TargetError(f"{storage.name} already shares its weights: {NOT_ON_CODES}")
         before = storage.mask()
         attach_mask(model, storage, np.ones(storage.shape, np.bool_))
         return cls(storage, step, before)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tersor.errors import SpecError, TargetError, in_context
 from tersor.model.grid import GridWeight
+from tersor.spec import NOT_ON_GRIDS
 from tersor.tensor.masks import lowest_masks
 from tersor.train.control import Control, DenseGradient, MovingMask
 from tersor.train.schedule import regrown_share
@@ -36,8 +37,7 @@ class Regrowth(Control):
         self.watched: list[DenseGradient] = []
         for one in self.masks:
             if isinstance(one.held, GridWeight):
-                raise TargetError(f"{one.storage.name} is quantized already: prune with regrow before the "
-                                  "step that quantizes it")  # fmt: skip
+                raise TargetError(f"{one.storage.name} is quantized already: {NOT_ON_GRIDS}")
             one.expect_gradients("grows weights by gradients: skip it, or set regrow: 0")
 
     def on_step_begin(self, step: int, total: int) -> None:
