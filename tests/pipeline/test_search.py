@@ -17,7 +17,7 @@ from tersor.pipeline import budgeted
 from tersor.pipeline.context import Context
 from tersor.pipeline.trials import Notes, Trials
 
-SHORT = Effort(epochs=1.0, tuning=1.0, lr=1e-2, batches=4)
+SHORT = Effort(epochs=6.0, tuning=3.0, lr=1e-2, tuning_lr=1e-3, batches=8)
 
 
 def spirals(**fields):
@@ -130,16 +130,16 @@ def test_layers_that_matter_differently_get_different_bits(tmp_path):
     assert bits["2.weight"] < 0.5 * bits["0.weight"]
 
 
-def test_training_makes_files_smaller(tmp_path):
-    task = spirals()
-    x = torch.cat([batch[0] for batch in task.validation])
-    trained = replace(task, train=[(x[:100], torch.zeros(100).long())])
-    labels = [(one, ((one[:, 0] * one[:, 1] + one[:, 2]) > 0).long()) for one in torch.randn(12, 100, 8)]
-    trained = replace(task, train=labels)
-    result = tersor.search(trained, Budget(max_drop=0.03), out=tmp_path, effort=SHORT)
+def test_a_search_with_training_prunes_tunes_and_is_no_larger(found, tmp_path):
+    task, _, alone = found
+    x = torch.randn(1200, 8, generator=torch.Generator().manual_seed(1))
+    labels = ((x[:, 0] * x[:, 1] + x[:, 2]) > 0).long()
+    trained = replace(task, train=list(zip(x.split(100), labels.split(100), strict=True)))
+    result = tersor.search(trained, Budget(max_drop=0.02), out=tmp_path, effort=SHORT)
     steps = {one.steps for one in result.search.trials}
-    assert any("prune-1" in one and "tune" in one for one in steps)
+    assert any(one.startswith("prune-1 > share") and one.endswith("tune") for one in steps)
     assert result.search.met
+    assert result.size_bytes < 1.1 * alone.size_bytes
 
 
 def test_an_interrupted_search_goes_on_and_ends_in_the_same_file(found, tmp_path):

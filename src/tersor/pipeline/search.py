@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, sqrt
 from time import perf_counter
@@ -178,9 +178,7 @@ def _halve(search: Search, steps: Callable[[float], tuple[Step, ...]], start: fl
         outside = min((one for one, trial in tried.items() if not search.inside(trial)), default=inf)
         inside = max((one for one in tried if one < outside), default=0.0)
         if search.verdicts.clear(tried.values()) < CLEAR_TRIALS and len(tried) < MOST_SURVEYED:
-            greatest = max(tried.values(), key=lambda trial: search.verdicts.drop(trial, 0))
-            too_great = search.verdicts.drop(greatest, 0) > MOST_DROP
-            loss = min(tried) / WIDE if too_great else max(tried) * WIDE
+            loss = _surveyed({one: search.verdicts.drop(trial, 0) for one, trial in tried.items()})
         elif not inside:
             loss = outside / WIDE
         elif outside == inf:
@@ -190,6 +188,15 @@ def _halve(search: Search, steps: Callable[[float], tuple[Step, ...]], start: fl
         else:
             loss = sqrt(inside * outside)
     return max((one for one, trial in tried.items() if search.inside(trial)), default=start)
+
+
+def _surveyed(drops: Mapping[float, float]) -> float:
+    """Where a clear drop is looked for next: between those that are too great to tell, and the others."""
+    great = min((loss for loss, drop in drops.items() if drop > MOST_DROP), default=inf)
+    small = max((loss for loss in drops if loss < great), default=0.0)
+    if great == inf:
+        return small * WIDE
+    return sqrt(small * great) if small else great / WIDE**2
 
 
 def _make_safe(search: Search, loss: float) -> None:
