@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tersor.pipeline.plan import plan
     from tersor.pipeline.result import Result
     from tersor.pipeline.run import compress
+    from tersor.pipeline.sensitivity import Survey, sensitivity
     from tersor.pipeline.strategies import Timing, strategies
     from tersor.recipe.load import load_recipe
     from tersor.spec import (
@@ -67,6 +68,8 @@ _HOME = {
     "memory": "pipeline.memory",
     "strategies": "pipeline.strategies",
     "Timing": "pipeline.strategies",
+    "sensitivity": "pipeline.sensitivity",
+    "Survey": "pipeline.sensitivity",
     "save": "artifact.io",
     "load": "pipeline.load",
     "Reader": "artifact.io",
@@ -116,6 +119,7 @@ __all__ = [
     "Shrink",
     "Smooth",
     "SpecError",
+    "Survey",
     "TargetError",
     "Task",
     "TaskError",
@@ -135,6 +139,7 @@ __all__ = [
     "pack",
     "plan",
     "save",
+    "sensitivity",
     "strategies",
     "unpack",
 ]

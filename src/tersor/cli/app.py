@@ -22,6 +22,7 @@ from tersor.cli.inspect import inspect
 from tersor.cli.memory import memory
 from tersor.cli.pack import pack, unpack
 from tersor.cli.recipe import recipe
+from tersor.cli.sensitivity import sensitivity
 from tersor.cli.strategies import strategies
 from tersor.errors import TersorError
 
@@ -39,7 +40,9 @@ def cli() -> None:
     """
 
 
-for _command in (compress, inspect, evaluate, export, bench, memory, strategies, pack, unpack, recipe):
+for _command in (
+    compress, inspect, evaluate, export, bench, memory, strategies, sensitivity, pack, unpack, recipe
+):  # fmt: skip
     cli.add_command(_command)
 
 
