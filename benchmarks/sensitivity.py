@@ -3,7 +3,7 @@
     python -m benchmarks.sensitivity
 
 Norms are folded first, as files have them. Every tensor with every width and every second rate, and every
-activation in 2 to 8 bits: estimated from training images, measured on the first 500 images of the validation part,
+activation in 2 to 8 bits: estimated from training images, measured on the first 500 images for validation,
 with this one thing changed. What is there already (``runs/sensitivity``) is not measured again.
 """
 

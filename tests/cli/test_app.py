@@ -98,7 +98,7 @@ def test_help_lists_every_command_in_full(capsys):
     assert app.run(["--help"]) == 0
     text = capsys.readouterr().out
     names = ("compress", "inspect", "evaluate", "export", "bench", "memory", "strategies", "pack", "unpack")
-    assert "  recipe " in text
+    assert "  recipe " in text and "  sensitivity " in text
     assert all(f"  {name} " in text for name in names)
     assert "..." not in text.partition("Commands:")[2]
 

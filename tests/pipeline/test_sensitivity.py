@@ -71,7 +71,7 @@ def test_a_linear_model_does_what_is_estimated():
     moved = [row for row in found.rows if row.change > 1e-10]
     assert len(moved) > 12
     for row in moved:
-        assert row.estimated == pytest.approx(row.change, rel=0.05), row.candidate
+        assert row.estimated == pytest.approx(row.change, rel=0.1), row.candidate
 
 
 def test_an_analysis_goes_on_where_it_was_cut(tmp_path):
