@@ -1,7 +1,9 @@
 """The analysis as a whole: what it finds, how it goes on, what it refuses."""
 
 import json
+import os
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise, product
 
 import pytest
@@ -168,3 +170,13 @@ def test_notes_are_lines_of_json(tmp_path):
     assert lines[0]["key"] == "sensitivity"
     kinds = [line["key"].split()[0] for line in lines[1:]]
     assert kinds.count("estimate") == kinds.count("measure") == 6 * 8
+
+
+def test_a_process_that_ends_is_told(tmp_path):
+    survey = replace(BITS, candidates=("bits 4",))
+    with pytest.raises(tersor.TersorError, match="a process ended before its work was done"):
+        tersor.sensitivity(
+            nets.small_task(), tmp_path / "rows.jsonl", survey=survey, remake=partial(os._exit, 3), jobs=2
+        )
+    found = tersor.sensitivity(nets.small_task(), tmp_path / "rows.jsonl", survey=survey)
+    assert all(row.change is not None for row in found.rows)

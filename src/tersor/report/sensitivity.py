@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tersor.report.figures import format_number, printable
 from tersor.report.tables import Table
@@ -20,7 +21,16 @@ def sensitivity_tables(found: SensitivityRecord) -> list[Table]:
     for row in found.rows:
         families.setdefault(row.family, []).append(row)
     tables = [_family(family, rows, found) for family, rows in families.items()]
-    return [*tables, _correlations(found)]
+    missing = tuple(printable(f"{what}: {why}") for what, why in found.missing.items())
+    if found.baseline is None:
+        notes = ("nothing was measured: these are estimates", *missing)
+        return [*tables[:-1], *(replace(one, notes=notes) for one in tables[-1:])]
+    score = f"score {format_number(found.baseline.value)}"
+    samples = f" on {found.baseline.samples:,} samples" if found.baseline.samples else ""
+    told = f"changes are means over the data measured on: {score}{samples} with nothing changed"
+    rows = tuple((name, format_number(value)) for name, value in found.correlations.items())
+    title = "rank correlation (Spearman) of estimated and measured change"
+    return [*tables, Table(title, ("candidates", "correlation"), rows, notes=(told, *missing))]
 
 
 def _family(family: str, rows: Sequence[SensitivityRow], found: SensitivityRecord) -> Table:
@@ -41,19 +51,6 @@ def _family(family: str, rows: Sequence[SensitivityRow], found: SensitivityRecor
     what = "activation" if family == ACTIVATIONS else "tensor"
     heads = [column.removeprefix(f"{family} ") for column in columns]
     return Table(f"{kind} change of the outputs: {family}", (what, *heads), words)
-
-
-def _correlations(found: SensitivityRecord) -> Table:
-    rows = tuple((name, format_number(value)) for name, value in found.correlations.items() if found.baseline)
-    notes = [printable(f"{what}: {why}") for what, why in found.missing.items()]
-    if found.baseline is None:
-        notes.insert(0, "nothing was measured: these are estimates")
-    else:
-        score = f"score {format_number(found.baseline.value)}"
-        samples = f" on {found.baseline.samples:,} samples" if found.baseline.samples else ""
-        notes.insert(0, f"changes are means over the data measured on: {score}{samples} with nothing changed")
-    title = "rank correlation (Spearman) of estimated and measured change"
-    return Table(title, ("candidates", "correlation"), rows, notes=tuple(notes))
 
 
 def _short(value: float) -> float:
