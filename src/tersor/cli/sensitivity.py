@@ -18,7 +18,8 @@ AGAIN = "give the same command again to go on from where it stopped"
 @click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path),
               help="Add what is found to this file, line by line, and go on from what is there.")  # fmt: skip
 @click.option("--candidates", metavar="FAMILY,...",
-              help="Families: fp32, fp16, bits, channel-bits, values, sparsity; rate too.")  # fmt: skip
+              help="fp32, fp16, bits, channel-bits, values, sparsity (the default: these), "
+              "rate; or single ones: 'bits 4'.")  # fmt: skip
 @click.option(
     "--measure/--no-measure", "measured", default=True, help="Run the model for each, or estimate only."
 )
