@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import figures_pruning
+from benchmarks import figures_pruning, figures_sensitivity
 from benchmarks.markdown import table, unfinished
 
 RESULTS = Path(__file__).parent / "results"
@@ -41,6 +41,7 @@ def page() -> str:
         "pruning": figures_pruning.curves,
         "structured": figures_pruning.shrunk,
         "students": figures_pruning.students,
+        "sensitivity": figures_sensitivity.ranks,
         "gradients": plain,
         "resnet20": plain,
         "baselines": plain,

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from tersor.pipeline.result import Result
     from tersor.pipeline.run import compress
     from tersor.pipeline.search import Effort
+    from tersor.pipeline.sensitivity import Survey, sensitivity
     from tersor.pipeline.strategies import Timing, strategies
     from tersor.recipe.load import load_recipe
     from tersor.spec import (
@@ -75,6 +76,8 @@ _HOME = {
     "strategies": "pipeline.strategies",
     "Timing": "pipeline.strategies",
     "compare_files": "pipeline.compare",
+    "sensitivity": "pipeline.sensitivity",
+    "Survey": "pipeline.sensitivity",
     "save": "artifact.io",
     "load": "pipeline.load",
     "Reader": "artifact.io",
@@ -126,6 +129,7 @@ __all__ = [
     "Shrink",
     "Smooth",
     "SpecError",
+    "Survey",
     "TargetError",
     "Task",
     "TaskError",
@@ -147,6 +151,7 @@ __all__ = [
     "plan",
     "save",
     "search",
+    "sensitivity",
     "strategies",
     "unpack",
 ]

@@ -230,3 +230,41 @@ class FileComparison:
     data: Literal["test", "validation"]
     dense_bytes: int
     files: tuple[ComparedFile, ...]
+
+
+@dataclass(frozen=True)
+class SensitivityRow:
+    """What one candidate of one tensor, or one width of one activation, does to the outputs.
+
+    name -- of the tensor, or of the point in words. size_bytes -- of the tensor in the file; None for
+        activations. estimated -- the change of the outputs to second order; change -- as measured, with
+        this one thing changed; drop -- of the score then, in its own unit (negative: better).
+    """
+
+    name: str
+    candidate: str
+    size_bytes: int | None
+    estimated: float
+    change: float | None = None
+    drop: float | None = None
+
+    @property
+    def family(self) -> str:
+        """What its candidate is one of: ``bits``, ``values``, ``activation-bits``."""
+        return self.candidate.partition(" ")[0]
+
+
+@dataclass(frozen=True)
+class SensitivityRecord:
+    """How much each tensor and each activation of a model may be changed, estimated and measured.
+
+    correlations -- Spearman's, of the estimated with the measured change, over all rows (``all``) and by
+        family; None where it does not exist. Rows that change nothing take no part. missing -- what could
+        not be looked at, and why. baseline -- the score of the model as it is, on the data of the measured
+        rows; None where nothing was measured.
+    """
+
+    rows: tuple[SensitivityRow, ...]
+    correlations: dict[str, float | None]
+    baseline: Score | None = None
+    missing: dict[str, str] = field(default_factory=dict)

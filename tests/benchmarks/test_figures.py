@@ -1,4 +1,4 @@
-from benchmarks import figures, figures_pruning, pruning, structured, students
+from benchmarks import figures, figures_pruning, figures_sensitivity, pruning, structured, students
 
 
 def test_the_page_is_that_of_the_committed_results():
@@ -41,6 +41,20 @@ def test_students_are_compared_by_the_means_of_their_seeds():
     text = "\n".join(figures_pruning.students({"rows": rows, "conditions": "all", "unfinished": []}))
     assert "| half | alone | 20 | 11.00, 12.00 | 11.50 |  |" in text
     assert "| half | taught | 20 | 10.00, 10.50 | 10.25 | 1.25 |" in text
+
+
+def test_sensitivity_says_what_was_asked_and_what_it_is():
+    row = {"name": "fc", "candidate": "bits 4", "change": 0.5, "estimated": 0.25, "drop": 0.125}
+    stored = {
+        "net": "one", "samples": 500, "asked": 0.8, "rows": [row, {**row, "candidate": "bits 3"}],
+        "correlations": [{"group": "all", "rows": 2, "correlation": None}],
+        "candidates": [
+            {"candidate": "bits 4", "rows": 9, "correlation": 0.5, "measured_to_estimated_median": 2.0}
+        ],
+    }  # fmt: skip
+    text = "\n".join(figures_sensitivity.ranks(stored))
+    assert "asked: 0.8" in text and "| all | 2 |  |" in text and "| bits 4 | 9 | 0.500 | 2.00 |" in text
+    assert text.count("| fc | 0.5000 | 0.2500 | +12.5 |") == 1
 
 
 def test_rows_have_names_of_their_own_as_their_recipes_do():

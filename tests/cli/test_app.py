@@ -107,6 +107,7 @@ def test_help_lists_every_command_in_full(capsys):
         "bench",
         "memory",
         "strategies",
+        "sensitivity",
         "pack",
         "unpack",
         "recipe",

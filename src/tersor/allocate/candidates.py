@@ -63,15 +63,17 @@ FAMILIES: Mapping[str, tuple[Candidate, ...]] = _by_name(
 
 
 def candidates_of(*families: str) -> tuple[Candidate, ...]:
-    """All candidates of some families, in their order.
+    """All candidates of some families, in their order; a single one by its own name.
 
-    >>> [one.name for one in candidates_of("fp32", "bits")][:3]
-    ['fp32', 'bits 1', 'bits 2']
+    >>> [one.name for one in candidates_of("fp32", "bits", "values 4")][-2:]
+    ['bits 8', 'values 4']
     """
+    single = {one.name: (one,) for family in FAMILIES.values() for one in family}
     for name in families:
-        if name not in FAMILIES:
+        if name not in FAMILIES and name not in single:
             raise SpecError(f"there are no candidates {name!r}.{did_you_mean(name, FAMILIES)}")
-    return tuple(one for name in families for one in FAMILIES[name])
+    found = (one for name in families for one in (FAMILIES[name] if name in FAMILIES else single[name]))
+    return tuple({one.name: one for one in found}.values())
 
 
 @dataclass(frozen=True, eq=False)

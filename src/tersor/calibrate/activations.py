@@ -121,6 +121,13 @@ def calibrate(
     }
 
 
+def point_error(seen: RangeHistogram, point: QuantPoint) -> float:
+    """The mean squared error of rounding what was seen to the codes of a static point, clipping included."""
+    grid = Grid(bits=point.bits, symmetric=False, signed=point.signed)
+    low, high = (point.scale * (code - point.zero_point) for code in (point.low, point.high))
+    return expected_error(seen, grid, low, high)
+
+
 def _calibrate(
     seen: RangeHistogram, key: Key, grid: Grid, method: RangeMethod | Literal["auto"], percentile: float
 ) -> Calibrated:

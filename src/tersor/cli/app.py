@@ -24,6 +24,7 @@ from tersor.cli.memory import memory
 from tersor.cli.pack import pack, unpack
 from tersor.cli.plan import plan
 from tersor.cli.recipe import recipe
+from tersor.cli.sensitivity import sensitivity
 from tersor.cli.strategies import strategies
 from tersor.errors import TersorError
 
@@ -42,7 +43,8 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    compress, plan, inspect, evaluate, compare, export, bench, memory, strategies, pack, unpack, recipe,
+    compress, plan, inspect, evaluate, compare, export, bench, memory, strategies, sensitivity, pack, unpack,
+    recipe,
 )  # fmt: skip
 for _command in _COMMANDS:
     cli.add_command(_command)

@@ -38,7 +38,7 @@ def strategies(
     task: str, mixed: str | None, out: Path | None, clock: Literal["wall", "cpu"], seed: int,
     as_json: bool, **how: int,
 ) -> None:  # fmt: skip
-    """Compare FP32, all in 8 bits, all in 4, and a mixture of yours.
+    """Compare FP32, all in 8 bits, all in 4, and a mixture.
 
     Weights and activations alike, calibrated and not trained; each is written as a file of its own, read back
     and scored against the trained model, exported to ONNX and timed in ONNX Runtime in turns with the others.

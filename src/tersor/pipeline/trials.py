@@ -15,14 +15,11 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import torch
 
 from tersor.artifact.io import Reader
 from tersor.artifact.writer import disk_errors, replacing
 from tersor.errors import TersorError
-from tersor.measure.outputs import output_change
-from tersor.measure.quality import evaluate as score_of
-from tersor.measure.quality import evaluating, to_device
+from tersor.measure.moved import Originals, score_and_change
 from tersor.model.restore import trained_model
 from tersor.pipeline.allocation import Allocation, allocation_after
 from tersor.pipeline.context import Context
@@ -33,9 +30,9 @@ from tersor.pipeline.work import read_collected, write_collected
 from tersor.recipe.load import dump_recipe
 from tersor.result import Score
 from tersor.spec import Code, Recipe, Step
-from tersor.task import Batch, Output
 
 NOTES, STAGES, TRIALS = "search.jsonl", "stages", "trials"
+_BEGINNING = b'{"key": "'  # of each line of notes
 
 
 @dataclass(frozen=True)
@@ -51,28 +48,29 @@ class Trial:
 
 
 class Notes:
-    """What a search has found, by keys, one JSON line each; on the disk before it is used.
+    """What a search (or other long work, its ``kind``) has found, by keys, one JSON line each.
 
-    A line that was not written to its end is dropped. ``key`` says whose notes they are: those of another
-    search are an error, so that nobody's work is lost.
+    Each is on the disk before it is used. A line that was not written to its end is dropped. ``key`` says
+    whose notes they are: those of another search are an error, so that nobody's work is lost.
     """
 
-    def __init__(self, path: Path, key: str) -> None:
+    def __init__(self, path: Path, key: str, kind: str = "search") -> None:
         self.path = path
         self.known: dict[str, Any] = {}
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         whole = [line for line in lines if line.endswith(b"\n")]
+        for line in whole:
+            self.known.update(self._entry(line))
+        if self.known.setdefault(kind, key) != key or (whole and next(iter(self.known)) != kind):
+            raise TersorError(f"{path} is of another {kind}: its task, data, weights, settings, seed or "
+                              "versions differ; name another place, or delete this one")  # fmt: skip
         if len(whole) < len(lines):
+            if not whole and not lines[0].startswith(_BEGINNING[: len(lines[0])]):
+                raise self._foreign()
             with disk_errors(path), path.open("r+b") as file:
                 file.truncate(sum(map(len, whole)))
-        for line in whole:
-            entry = json.loads(line)
-            self.known[entry["key"]] = entry["value"]
-        if self.known.setdefault("search", key) != key:
-            raise TersorError(f"{path} is of another search: its task, data, weights, budget, seed or "
-                              "versions differ; name another folder, or delete this one")  # fmt: skip
         if not whole:
-            self._append("search", key)
+            self._append(kind, key)
 
     @property
     def seconds(self) -> float:
@@ -86,6 +84,16 @@ class Notes:
             self._append(key, value)
             self.known[key] = value
         return self.known[key]
+
+    def _entry(self, line: bytes) -> dict[str, Any]:
+        try:
+            entry = json.loads(line)
+            return {entry["key"]: entry["value"]}
+        except (ValueError, KeyError, TypeError):
+            raise self._foreign() from None
+
+    def _foreign(self) -> TersorError:
+        return TersorError(f"{self.path} exists, and holds no notes of tersor: name another place")
 
     def _append(self, key: str, value: Any) -> None:
         line = json.dumps({"key": key, "value": value}) + "\n"
@@ -179,17 +187,8 @@ class Trials:
             return evaluate(task, path, loader=task.validation, device=device), None
         model = runnable(task, path, device)
         reference = trained_model(task.reference).to(device)
-        changes = []
-
-        def predict(batch: Batch) -> Output:
-            given = to_device(batch, device)
-            output = task.forward(model, given)
-            changes.append(output_change(task.reference.forward(reference, given), output, given))
-            return output
-
-        with evaluating(model), torch.no_grad():
-            score = score_of(predict, task, task.validation)
-        return score, float(torch.cat(changes).mean())
+        originals = Originals(reference, task.reference, device=device, most_bytes=0)
+        return score_and_change(model, task, task.validation, originals, device=device)
 
 
 def _score(plain: dict[str, Any], path: Path) -> Score:
