@@ -13,13 +13,13 @@ Row = Mapping[str, Any]
 def curves(stored: Row) -> list[str]:
     """A line a net and way to prune, a column a sparsity: points lost, and bytes, means over the seeds."""
     fractions = sorted({row["fraction"] for row in stored["rows"]})
-    ways: dict[tuple[str, str, bool], dict[float, list[Row]]] = {}
+    ways: dict[tuple[str, str, bool, float], dict[float, list[Row]]] = {}
     for row in stored["rows"]:
-        key = (row["net"], row["schedule"], row["taught"])
+        key = (row["net"], row["schedule"], row["taught"], row["epochs"])
         ways.setdefault(key, {}).setdefault(row["fraction"], []).append(row)
     lost, sizes = [], []
-    for (net, schedule, taught), cells in sorted(ways.items()):
-        start = [net, schedule, "dense net" if taught else "none"]
+    for (net, schedule, taught, epochs), cells in sorted(ways.items()):
+        start = [net, schedule, "dense net" if taught else "none", f"{epochs:g}"]
         floats = [row["baseline_error_percent"] for row in next(iter(cells.values()))]
         lost.append([*start, _mean(floats), *(_points(cells.get(one, [])) for one in fractions)])
         sizes.append([*start, *(_bytes(cells.get(one, [])) for one in fractions)])
@@ -27,9 +27,9 @@ def curves(stored: Row) -> list[str]:
     return [
         f"{stored['conditions'].capitalize()}.",
         "Points of test accuracy lost, the mean over the seeds and the worst:",
-        table(["net", "schedule", "teacher", "floats' error %", *columns], lost),
+        table(["net", "schedule", "teacher", "epochs", "floats' error %", *columns], lost),
         "Bytes of the file:",
-        table(["net", "schedule", "teacher", *columns], sizes),
+        table(["net", "schedule", "teacher", "epochs", *columns], sizes),
         *unfinished(stored),
     ]
 

@@ -34,8 +34,9 @@ from tersor.spec import Budget, Code, Recipe
 from tersor.task import Batch, Task
 
 WORK, BEST = ".tersor-search", "best.tersor"
-TRAINING_SHARE = 0.6  # of the time limit
-ROUNDS = 8  # that a search with a time limit is to have time for
+TRAINING_SHARE = 0.8  # of the time limit
+LEAST_SHARE = 0.1  # of the usual training, however little time there is
+ROUNDS = 6  # that a search with a time limit is to have time for
 
 
 def search(
@@ -252,7 +253,7 @@ def _effort(budget: Budget, notes: Notes, context: Context) -> Effort:
         return usual
     pace: float = notes.once("seconds an epoch", lambda: seconds_an_epoch(context))
     epochs = TRAINING_SHARE * budget.time_limit / pace / ROUNDS
-    share = epochs / (usual.epochs + 2 * usual.tuning)
+    share = max(epochs / (usual.epochs + 2 * usual.tuning), LEAST_SHARE)
     return replace(usual, epochs=round(usual.epochs * share, 3), tuning=round(usual.tuning * share, 3))
 
 

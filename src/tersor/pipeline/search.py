@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf, sqrt
 from time import perf_counter
 
@@ -23,10 +23,11 @@ FIRST_LOSS = 0.01  # of the outputs, with which the search begins
 WIDE, FINE = 4.0, 1.15  # the factor between losses tried first, and the one at which halving ends
 MOST_TRIES = 14  # of one bisection
 CLEAR_TRIALS, MOST_SURVEYED = 3, 5  # to tell small drops by clear ones
-KEPT = (0.3, 0.1, 0.05, 0.03, 0.02, 0.014, 0.01, 0.007, 0.005)  # of the weights, round by round
+KEPT = (0.2, 0.08, 0.04, 0.025, 0.016, 0.011, 0.008, 0.006, 0.004)  # of the weights, round by round
 MOST_SAFER = 12  # finer choices where the verdict confirms none
 PATIENCE = 2  # rounds without a smaller file
 MOST_TUNED = 3  # trainings of one round
+ROUGHER = 2.5  # the factor between their losses
 
 
 @dataclass(frozen=True)
@@ -242,8 +243,10 @@ def _with_training(search: Search, loss: float) -> None:
         before += (
             Prune(name=f"prune-{round_}", fraction=1 - kept, scope="global", schedule="gradual", train=train),
         )
-        best = search.best
-        pruned = search.try_out(before)
+        best, pruned = search.best, search.try_out(before)
+        if search.budget.limits_drop and not search.inside(pruned) and not search.out_of_time():
+            before += (replace(train, name=f"recover-{round_}"),)
+            pruned = search.try_out(before)
         if search.out_of_time() or (search.budget.limits_drop and not search.inside(pruned)):
             break
         loss = _tuned(search, before, loss)
@@ -253,13 +256,17 @@ def _with_training(search: Search, loss: float) -> None:
 
 
 def _tuned(search: Search, before: tuple[Step, ...], loss: float) -> float:
-    """Choose for what was pruned, rougher than the budget allows, and let training make up for it."""
+    """Choose for what was pruned, rougher than the budget allows, and let training make up for it.
+
+    Returns the roughest that was inside.
+    """
     before = _folded(search, before)
     allocation = search.trials.allocation(before, search.effort.batches)
     tune = Train(name="tune", epochs=search.effort.tuning, lr=search.effort.tuning_lr, warmup=0.05)
     if not search.budget.limits_drop:
         _fill(search, before, allocation, tune)
         return loss
+    best = None
     for _ in range(MOST_TUNED):
         if search.out_of_time():
             break
@@ -267,11 +274,13 @@ def _tuned(search: Search, before: tuple[Step, ...], loss: float) -> float:
             trial = search.try_out((*before, *allocation.steps(allocation.within_loss(loss)), tune))
         except BudgetError:
             break
-        inside = search.inside(trial)
-        loss = loss * WIDE if inside else loss / WIDE
-        if not inside:
+        if search.inside(trial):
+            best, loss = loss, loss * ROUGHER
+        elif best is not None:
             break
-    return loss
+        else:
+            loss /= ROUGHER
+    return best or loss
 
 
 def _folded(search: Search, before: tuple[Step, ...]) -> tuple[Step, ...]:
