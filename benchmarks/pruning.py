@@ -6,9 +6,11 @@ Two nets on MNIST, each from its own trained weights of three seeds, with shifts
 ResNet-20 on CIFAR-10, from the committed weights with three orders of batches, at two sparsities, gradual
 and taught alone. There is no clustering: weights are float32 where they are kept. All targets are ranked
 together by magnitude; every row of a net trains for the same number of epochs in all, but for those of
-LeNet-5 that a target is asked for, which train three times as long: ``one-shot`` prunes, then trains; ``gradual`` raises the sparsity by the cube law; ``iterative`` prunes and trains in rounds.
-``taught`` rows learn from the dense net by soft targets (Hinton et al. 2015). Settings are the same for all
-rows of a net and were set without a scan.
+LeNet-5 that a target is asked for, which train three times as long: ``one-shot`` prunes, then trains;
+``gradual`` raises the sparsity by the cube law; ``iterative`` prunes and trains in rounds. ``taught`` rows
+learn from the dense net by soft targets (Hinton et al. 2015). Settings are the same for all rows of a net and
+were set without a scan.
+
 Errors are those of the file on the 10,000 test images. A row that was interrupted goes on where it stopped;
 finished ones are not run again.
 """

@@ -8,7 +8,8 @@ def test_the_page_is_that_of_the_committed_results():
 def test_a_curve_has_the_mean_and_the_worst_of_its_seeds():
     rows = [
         {
-            "net": "mlp_2352", "schedule": "gradual", "taught": True, "epochs": 10, "fraction": fraction, "seed": seed,
+            "net": "mlp_2352", "schedule": "gradual", "taught": True, "epochs": 10,
+            "fraction": fraction, "seed": seed,
             "drop_points": drop, "size_bytes": 1000 + seed, "baseline_error_percent": 1.0 + seed,
         }
         for fraction, drops in ((0.5, (0.1, 0.3)), (0.9, (0.5, 0.5)))

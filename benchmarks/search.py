@@ -1,0 +1,132 @@
+"""The smallest file inside a budget, without a recipe: with training and without, against uniform bits.
+
+    python -m benchmarks.search [--only 'resnet20-*' ...] [--jobs 2]
+
+``alone`` searches have no training data: the validation images calibrate (a quarter of them), choose and judge.
+``trained`` ones have 15 minutes each. Beside ResNet-20 stand files with the same number of bits in every
+layer, rounded to per-channel grids of the least squared error after folding and written by the same
+coder. Errors and drops are those of the file on the 10,000 test images; LeNet-5 and the Keras net with the
+weights of seed 0.
+
+nncodec on such nets, from other weights: LeNet-5 16.4x at 0.05 points and 26.2x at 0.14; Keras net 11.0x.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import tersor
+from benchmarks import tasks
+from benchmarks.baselines import trained
+from benchmarks.results import ROOT, write_results
+from benchmarks.series import measured
+from tersor.task import Task
+
+RUNS = ROOT.parent / "runs" / "search"
+COMMAND = "python -m benchmarks.search"
+SECONDS = 900.0
+NETS: Mapping[str, Callable[[], Task]] = {
+    "lenet5_caffe": lambda: _mnist("lenet5_caffe", shifts=True),
+    "lenet_300_100": lambda: _mnist("lenet_300_100", shifts=True),
+    "keras_net": lambda: _mnist("keras_net", shifts=False),
+    "resnet20": tasks.resnet20,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One file: a net, ``alone``, ``trained`` or ``uniform``, and what may be lost, or the bits."""
+
+    net: str
+    way: str
+    amount: float
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.net}-{self.way}-{self.amount:g}-{self.seed}"
+
+
+ROWS = (
+    Row("lenet5_caffe", "alone", 0.001),
+    Row("keras_net", "alone", 0.001),
+    Row("resnet20", "alone", 0.005),
+    *(Row("resnet20", "uniform", bits) for bits in (8, 7, 6, 5, 4)),
+    Row("lenet5_caffe", "trained", 0.002),
+    Row("lenet_300_100", "trained", 0.002),
+)
+
+
+def _mnist(net: str, *, shifts: bool) -> Task:
+    return tasks.mnist_task(net, trained(net, 0, shifts=shifts), shifts=shifts)
+
+
+def run(row: Row) -> dict[str, Any]:
+    """Search (or round) and measure, on one thread; a row that is there is not run again."""
+    torch.set_num_threads(1)
+    note = RUNS / row.name / "row.json"
+    if note.exists():
+        found: dict[str, Any] = json.loads(note.read_text())
+        return found
+    task, folder = NETS[row.net](), RUNS / row.name
+    if row.way == "uniform":
+        quantize = tersor.Quantize(bits=int(row.amount), scale="mse", activations="none")
+        recipe = tersor.Recipe(name=row.name, steps=(tersor.Fold(), quantize))
+        result = tersor.compress(task, recipe, out=folder, seed=row.seed)
+    else:
+        limit = SECONDS if row.way == "trained" else None
+        given = task if row.way == "trained" else replace(task, train=None)
+        budget = tersor.Budget(max_drop=row.amount, time_limit=limit)
+        result = tersor.search(given, budget, out=folder, seed=row.seed, progress=_print_trial)
+    found = {
+        "net": row.net, "way": row.way, "amount": row.amount, "seed": row.seed,
+        **measured(result), "ratio": round(result.ratio, 3),
+    }  # fmt: skip
+    if result.search is not None:
+        found |= {
+            "met": result.search.met,
+            "trials": len(result.search.trials),
+            "front": [[one.size_bytes, round(one.drop, 6)] for one in result.search.trials if one.front],
+        }
+    note.write_text(json.dumps(found, indent=1))
+    return found
+
+
+def write_finished(runs: Path = RUNS) -> list[str]:
+    """Write the results of the rows that are there; returns the names of the others."""
+    notes = {row.name: runs / row.name / "row.json" for row in ROWS}
+    missing = [name for name, path in notes.items() if not path.exists()]
+    rows = [json.loads(path.read_text()) for path in notes.values() if path.exists()]
+    write_results("search", COMMAND, rows, unfinished=missing)
+    return missing
+
+
+def _print_trial(phase: str, done: float, total: float, note: str = "") -> None:
+    if note.startswith(("trial", "epoch")):
+        print(phase, note, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time, one thread each")
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="run just these rows")
+    arguments = parser.parse_args()
+    chosen = [row for row in ROWS if any(fnmatch(row.name, pattern) for pattern in arguments.only)]
+    with ProcessPoolExecutor(arguments.jobs) as pool:
+        for row in pool.map(run, chosen):
+            print({name: one for name, one in row.items() if name != "front"}, flush=True)
+            write_finished()
+    print(f"missing: {', '.join(write_finished()) or 'none'}")
+
+
+if __name__ == "__main__":
+    main()
