@@ -2,7 +2,7 @@
 
     python -m benchmarks.search [--only 'resnet20-*' ...] [--jobs 2]
 
-``alone`` searches have no training data: the validation images calibrate (a quarter of them), choose and judge.
+``alone`` searches have no training data: the validation images calibrate (a quarter of them), choose, judge.
 ``trained`` ones have 15 minutes each. Beside ResNet-20 stand files with the same number of bits in every
 layer, rounded to per-channel grids of the least squared error after folding and written by the same
 coder. Errors and drops are those of the file on the 10,000 test images; LeNet-5 and the Keras net with the

@@ -60,7 +60,7 @@ def test_a_budget_that_is_missed_is_exit_code_3_and_the_nearest_file_is_there(co
         (["--max-drop", "-1%"], "0 or more"),
         (["--resume"], "--resume goes with the budget"),
         (["--max-drop", "1%", "--resume"], "no search to resume"),
-        (["--target-size", "1KB", "--confidence", "95"], "go with a limit of the drop"),
+        (["--target-size", "1KB", "--confidence", "95"], "goes with a limit of the drop"),
     ],
 )
 def test_what_does_not_go_together(compress, tmp_path, capfd, arguments, words):

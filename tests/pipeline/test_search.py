@@ -183,7 +183,7 @@ def test_what_a_search_needs(tmp_path):
         Budget()
     with pytest.raises(SpecError, match="exactly one of max_drop"):
         Budget(max_drop=0.1, target_size=5)
-    with pytest.raises(SpecError, match="go with a limit of the drop"):
+    with pytest.raises(SpecError, match="goes with a limit of the drop"):
         Budget(target_size=5, confidence=95)
     for wrong in (
         {"max_drop": -1.0},

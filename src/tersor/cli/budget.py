@@ -53,8 +53,6 @@ OPTIONS = (
     click.option("--target-size", type=SIZE, help="Search: the best score in so many bytes (12KB, 1.5MB)."),
     click.option("--target-ratio", type=click.FloatRange(min=1),
                  help="Search: the best score at this ratio."),
-    click.option("--objective", type=click.Choice(["size", "latency"]), default=None,
-                 help="What a search makes small: the file (the default), or the time of an ONNX file."),
     click.option("--confidence", type=click.FloatRange(50, 100, min_open=True, max_open=True),
                  help="Percent: a one-sided test has to confirm the drop; else the measured one decides."),
     click.option("--time-limit", type=DURATION,
@@ -66,7 +64,6 @@ NAMES = (
     "max_drop_relative",
     "target_size",
     "target_ratio",
-    "objective",
     "confidence",
     "time_limit",
 )

@@ -1,12 +1,12 @@
-"""What may be lost, or what may be spent, and for what a search is to look."""
+"""What may be lost, or what may be spent."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isfinite
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from tersor.checks import check_kinds, one_of, require
+from tersor.checks import check_kinds, require
 from tersor.errors import SpecError
 
 LIMITS = ("max_drop", "max_drop_relative", "target_size", "target_ratio")  # exactly one is given
@@ -14,13 +14,12 @@ LIMITS = ("max_drop", "max_drop_relative", "target_size", "target_ratio")  # exa
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The limit of a search, and what it makes as small as it can inside it.
+    """The limit of a search for the smallest file inside it.
 
     Exactly one limit. ``max_drop``: how far the score may fall, in its own unit (0.005 of an accuracy from 0
     to 1 is half a point); ``max_drop_relative``: as a share of the baseline's score; ``target_size`` in
     bytes, or ``target_ratio`` of dense bytes to those of the file: then the best score is looked for.
 
-    objective -- with a drop: the ``size`` of the file, or the ``latency`` of an ONNX file in ONNX Runtime.
     confidence -- None: the drop that was measured decides. A percentage: a one-sided paired test has to show
         that the true drop is inside the limit, so that it is so in that share of all searches.
     time_limit -- seconds after which no further trial begins; the best so far is the result.
@@ -31,14 +30,12 @@ class Budget:
     max_drop_relative: float | None = None
     target_size: int | None = None
     target_ratio: float | None = None
-    objective: Literal["size", "latency"] = "size"
     confidence: float | None = None
     time_limit: float | None = None
 
     def __post_init__(self) -> None:
         check_kinds(self)
         _ = self.limit
-        one_of(self, "objective", ("size", "latency"))
         for name in ("max_drop", "max_drop_relative"):
             value = getattr(self, name)
             require(value is None or (value >= 0 and isfinite(value)), name, value, "0 or more")
@@ -49,10 +46,8 @@ class Budget:
         require(self.confidence is None or 50 < self.confidence < 100, "confidence", self.confidence,
                 "a percentage over 50 and under 100")  # fmt: skip
         require(self.time_limit is None or self.time_limit > 0, "time_limit", self.time_limit, "more than 0")
-        if not self.limits_drop and (self.objective != "size" or self.confidence is not None):
-            raise SpecError(
-                f"{self.limit} limits bytes: objective and confidence go with a limit of the drop"
-            )
+        if not self.limits_drop and self.confidence is not None:
+            raise SpecError(f"{self.limit} limits bytes: a confidence goes with a limit of the drop")
 
     @property
     def limit(self) -> str:
