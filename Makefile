@@ -8,7 +8,7 @@ NNCF := $(VENV)/nncf
 RUN := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python
 
 .PHONY: help setup demo test check format bench-baselines bench-resnet20 bench-lenet bench-tutorials bench-clustering bench-coding \
-        bench-pack bench-transformer bench-qat bench-pruning bench-structured bench-students bench-sensitivity bench-gradients bench-integer bench-litert verify-artifacts figures clean
+        bench-pack bench-transformer bench-qat bench-pruning bench-structured bench-students bench-sensitivity bench-search bench-gradients bench-integer bench-litert verify-artifacts figures clean
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -83,6 +83,10 @@ bench-structured: $(READY)  ## LeNet-5 and ResNet-20 with fewer channels: error,
 
 bench-students: $(READY)  ## ResNet-20 of half the width: from the labels alone, and from a teacher (two hours; resumes)
 	$(RUN) -m benchmarks.students
+
+bench-search: $(READY)  ## files inside a budget, with training and without; kills and drops on untouched data (an hour; resumes)
+	$(RUN) -m benchmarks.search
+	$(RUN) -m benchmarks.search_checks
 
 bench-sensitivity: $(READY)  ## ResNet-20: what each width and rate of each tensor does, estimated and measured (20 minutes; resumes)
 	$(RUN) -m benchmarks.sensitivity

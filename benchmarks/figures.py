@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import figures_pruning, figures_sensitivity
+from benchmarks import figures_pruning, figures_search, figures_sensitivity
 from benchmarks.markdown import table, unfinished
 
 RESULTS = Path(__file__).parent / "results"
@@ -41,6 +41,8 @@ def page() -> str:
         "pruning": figures_pruning.curves,
         "structured": figures_pruning.shrunk,
         "students": figures_pruning.students,
+        "search": figures_search.searches,
+        "search_checks": figures_search.checks,
         "sensitivity": figures_sensitivity.ranks,
         "gradients": plain,
         "resnet20": plain,

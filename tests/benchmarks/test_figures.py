@@ -1,4 +1,4 @@
-from benchmarks import figures, figures_pruning, figures_sensitivity, pruning, structured, students
+from benchmarks import figures, figures_pruning, figures_search, pruning, structured, students
 
 
 def test_the_page_is_that_of_the_committed_results():
@@ -56,6 +56,30 @@ def test_sensitivity_says_what_was_asked_and_what_it_is():
     text = "\n".join(figures_sensitivity.ranks(stored))
     assert "asked: 0.8" in text and "| all | 2 |  |" in text and "| bits 4 | 9 | 0.500 | 2.00 |" in text
     assert text.count("| fc | 0.5000 | 0.2500 | +12.5 |") == 1
+
+
+def test_searches_and_their_checks_have_a_line_each():
+    rows = [
+        {
+            "net": "small", "way": way, "amount": amount, "size_bytes": 100, "ratio": 12.5,
+            "error_percent": 2.0, "baseline_error_percent": 1.5, "drop_points": 0.5, "seconds": 3.0, **more,
+        }
+        for way, amount, more in (("alone", 0.005, {"met": True, "trials": 7}), ("uniform", 4, {}))
+    ]  # fmt: skip
+    text = "\n".join(figures_search.searches({"rows": rows, "unfinished": ["x"]}))
+    assert (
+        "| small | search, no training data | 0.5 points | 100 | 12.50x | 2.00 | 1.50 | +0.50 | yes | 7 |"
+        in text
+    )
+    assert "| 4 bits |" in text and "Not run yet: x." in text
+    drops = [
+        {"part": "drops", "confidence": None, "drop": drop, "kept": drop < 0.02, "size_bytes": 10}
+        for drop in (0.01, 0.03)
+    ]
+    kills = [{"part": "kills", "same_file": True, "was_running": True}]
+    text = "\n".join(figures_search.checks({"rows": drops + kills, "allowed": 0.02}))
+    assert "| as measured | 2 | 1 | 3.00 | 10 |" in text
+    assert "1 of 1 killed searches" in text
 
 
 def test_rows_have_names_of_their_own_as_their_recipes_do():
