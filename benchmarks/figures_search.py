@@ -29,9 +29,8 @@ def searches(stored: Row) -> list[str]:
     ]  # fmt: skip
     heads = ["net", "way", "allowed", "bytes", "ratio", "error %", "floats' error %", "points lost", "met",
              "trials", "seconds"]  # fmt: skip
-    return [
-        "Points lost on the 10,000 test images, which no search sees.", table(heads, lines), *unfinished(stored),
-    ]  # fmt: skip
+    told = "Points lost on the 10,000 test images, which no search sees."
+    return [told, table(heads, lines), *unfinished(stored)]
 
 
 def checks(stored: Row) -> list[str]:
@@ -47,9 +46,10 @@ def checks(stored: Row) -> list[str]:
             round(sum(row["size_bytes"] for row in own) / len(own)),
         ])  # fmt: skip
     heads = ["confidence", "searches", "kept on 20,000 test samples", "worst drop, points", "mean bytes"]
+    same, running = (sum(row[name] for row in kills) for name in ("same_file", "was_running"))
     return [
         f"Searches for at most {100 * stored['allowed']:g} points on a small net, each on data of its own:",
         table(heads, lines),
-        f"{sum(row['same_file'] for row in kills)} of {len(kills)} killed searches ended in the file of one "
-        f"that nobody killed ({sum(row['was_running'] for row in kills)} were running when they were killed).",
-    ]  # fmt: skip
+        f"{same} of {len(kills)} killed searches ended in the file of one that nobody killed ({running} were "
+        "running when they were killed).",
+    ]

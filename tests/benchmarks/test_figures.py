@@ -1,4 +1,12 @@
-from benchmarks import figures, figures_pruning, figures_search, pruning, structured, students
+from benchmarks import (
+    figures,
+    figures_pruning,
+    figures_search,
+    figures_sensitivity,
+    pruning,
+    structured,
+    students,
+)
 
 
 def test_the_page_is_that_of_the_committed_results():

@@ -23,11 +23,18 @@ def test_what_it_allows():
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"max_drop": -0.1}, {"max_drop": float("inf")}, {"max_drop_relative": float("nan")},
-        {"target_size": 0}, {"target_ratio": 0.5}, {"max_drop": 0.1, "confidence": 50.0}, {"max_drop": 0.1, "time_limit": 0.0},
-        {"target_size": 10, "confidence": 95.0}, {"max_drop": "1%"}, {"target_size": 1.5},
+        {"max_drop": -0.1},
+        {"max_drop": float("inf")},
+        {"max_drop_relative": float("nan")},
+        {"target_size": 0},
+        {"target_ratio": 0.5},
+        {"max_drop": 0.1, "confidence": 50.0},
+        {"max_drop": 0.1, "time_limit": 0.0},
+        {"target_size": 10, "confidence": 95.0},
+        {"max_drop": "1%"},
+        {"target_size": 1.5},
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_right(wrong):
     with pytest.raises(SpecError):
         Budget(**wrong)
