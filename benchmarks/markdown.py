@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+_NAMED = 12  # of the rows that are not there
+
 
 def table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table."""
@@ -16,4 +18,7 @@ def table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def unfinished(stored: Mapping[str, Any]) -> list[str]:
     """A line on the rows that are not there, if any are not."""
     left = stored.get("unfinished")
-    return [f"Not run yet: {'; '.join(left)}."] if left else []
+    if not left:
+        return []
+    more = f"; and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
+    return [f"Not run yet: {'; '.join(left[:_NAMED])}{more}."]

@@ -1,3 +1,5 @@
+from benchmarks.markdown import unfinished
+
 from benchmarks import (
     figures,
     figures_pruning,
@@ -105,3 +107,10 @@ def test_every_way_to_prune_trains_for_as_long():
         lengths.setdefault(row.net, set()).add(round(step.train.epochs * rounds / row.longer, 9))
         assert step.train.teacher == ("original" if row.taught else "none")
     assert lengths == {net: {train.epochs} for net, train in pruning.TRAINING.items()}
+
+
+def test_a_long_list_of_rows_to_come_is_cut():
+    assert unfinished({"unfinished": ["a", "b"]}) == ["Not run yet: a; b."]
+    (line,) = unfinished({"unfinished": [f"row{at}" for at in range(30)]})
+    assert line.endswith("; row11; and 18 more.")
+    assert unfinished({"unfinished": []}) == []
