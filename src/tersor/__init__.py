@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         TersorError,
         VerificationError,
     )
+    from tersor.pipeline.blame import blame
     from tersor.pipeline.budgeted import search
     from tersor.pipeline.compare import compare_files
     from tersor.pipeline.export import evaluate_onnx, export_model
@@ -67,6 +68,7 @@ _HOME = {
     "Effort": "pipeline.search",
     "compress_onnx": "pipeline.onnx_compress",
     "plan": "pipeline.plan",
+    "blame": "pipeline.blame",
     "Result": "pipeline.result",
     "evaluate": "pipeline.load",
     "export_model": "pipeline.export",
@@ -134,6 +136,7 @@ __all__ = [
     "Timing",
     "Train",
     "VerificationError",
+    "blame",
     "compare_files",
     "compress",
     "compress_onnx",

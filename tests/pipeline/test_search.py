@@ -140,6 +140,11 @@ def test_training_makes_files_smaller(tmp_path):
     steps = {one.steps for one in result.search.trials}
     assert any("prune-1" in one and "tune" in one for one in steps)
     assert result.search.met
+    # What blame puts tensors back from is there, since the rounds before it were trained.
+    blamed = tersor.blame(trained, tmp_path, batches=2)
+    assert not blamed.missing and any(one.lost is not None for one in blamed.tensors)
+    kept = [one.name for one in (tmp_path / "stages").iterdir()]
+    assert len(kept) == 1 and kept[0].endswith(".tersor")
 
 
 def test_an_interrupted_search_goes_on_and_ends_in_the_same_file(found, tmp_path):

@@ -15,6 +15,7 @@ import click
 
 from tersor import __version__
 from tersor.cli.bench import bench
+from tersor.cli.blame import blame
 from tersor.cli.compare import compare
 from tersor.cli.compress import compress
 from tersor.cli.evaluate import evaluate
@@ -42,7 +43,8 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    compress, plan, inspect, evaluate, compare, export, bench, memory, strategies, pack, unpack, recipe,
+    compress, plan, inspect, evaluate, compare, blame, export, bench, memory, strategies, pack, unpack,
+    recipe,
 )  # fmt: skip
 for _command in _COMMANDS:
     cli.add_command(_command)
