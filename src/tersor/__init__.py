@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tersor.pipeline.memory import memory
     from tersor.pipeline.onnx_compress import compress_onnx
     from tersor.pipeline.pack import pack, unpack
+    from tersor.pipeline.pictures import plot
     from tersor.pipeline.plan import plan
     from tersor.pipeline.result import Result
     from tersor.pipeline.run import compress
@@ -69,6 +70,7 @@ _HOME = {
     "compress_onnx": "pipeline.onnx_compress",
     "plan": "pipeline.plan",
     "blame": "pipeline.blame",
+    "plot": "pipeline.pictures",
     "Result": "pipeline.result",
     "evaluate": "pipeline.load",
     "export_model": "pipeline.export",
@@ -148,6 +150,7 @@ __all__ = [
     "memory",
     "pack",
     "plan",
+    "plot",
     "save",
     "search",
     "strategies",

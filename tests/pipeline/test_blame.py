@@ -11,6 +11,8 @@ import tersor
 from tersor.errors import FormatError, SpecError, TaskError
 from tersor.pipeline.blame import save_blame
 from tersor.pipeline.relax import rules_for
+from tersor.pipeline.stages import Stage
+from tersor.pipeline.tail import keep_stage
 from tersor.recipe import parse_recipe
 
 
@@ -136,6 +138,19 @@ def test_what_only_a_training_made_smaller_is_not_put_back(task):
     assert "nothing to put a tensor back to" in found.missing and found.put_back == ""
     assert found.tensors[0].lost is None and found.tensors[0].skip
     assert [one.step for one in found.steps] == ["prune", "(file)"]
+
+
+def test_a_search_keeps_the_one_stage_that_is_needed(task, recipe, tmp_path):
+    result = tersor.compress(task, recipe, out=tmp_path, keep_stages=True)
+    files = sorted((tmp_path / "stages").iterdir())
+    moved = [one.rename(tmp_path / one.name) for one in files[:-1]]  # the last one is stale, and goes
+    stages = [Stage(path, record) for path, record in zip(moved, result.stages, strict=False)]
+    keep_stage(recipe.steps, stages, tmp_path)
+    assert [one.name for one in (tmp_path / "stages").iterdir()] == ["0-prune.tersor"]
+    found = tersor.blame(task, tmp_path)
+    assert not found.missing and found.put_back == "after step 'prune', before 'cluster'"
+    keep_stage(recipe.steps[1:], stages[1:], tmp_path)  # nothing before the tail was trained
+    assert not list((tmp_path / "stages").iterdir())
 
 
 def test_scores_that_are_better_low_and_metrics(coarse):

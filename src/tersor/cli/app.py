@@ -24,6 +24,7 @@ from tersor.cli.inspect import inspect
 from tersor.cli.memory import memory
 from tersor.cli.pack import pack, unpack
 from tersor.cli.plan import plan
+from tersor.cli.plot import plot
 from tersor.cli.recipe import recipe
 from tersor.cli.strategies import strategies
 from tersor.errors import TersorError
@@ -43,7 +44,7 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    compress, plan, inspect, evaluate, compare, blame, export, bench, memory, strategies, pack, unpack,
+    compress, plan, inspect, evaluate, compare, blame, plot, export, bench, memory, strategies, pack, unpack,
     recipe,
 )  # fmt: skip
 for _command in _COMMANDS:

@@ -24,6 +24,7 @@ from tersor.measure.size import dense_bytes
 from tersor.model.attach import Collected, collect
 from tersor.model.restore import fresh_model, trained_model
 from tersor.model.storage import storages
+from tersor.pipeline.budgeted import with_calibration
 from tersor.pipeline.context import Context, chance_kept
 from tersor.pipeline.load import check_device, load
 from tersor.pipeline.relax import Lossy, rules_for
@@ -54,6 +55,7 @@ class _Told:
     stages: Sequence[Mapping[str, Any]]
     layers: Mapping[str, Mapping[str, Any]]
     size_bytes: int
+    searched: bool
 
     def step_of(self, name: str, start: int) -> int | None:
         """The index of the last step from ``start`` on that made a tensor smaller."""
@@ -78,7 +80,8 @@ def blame(
     """What every step and every tensor of a result cost and saved, and the rules that would spare a tensor.
 
     result -- of :func:`tersor.compress` or :func:`tersor.search`, or its folder.
-    batches -- of validation data, from the first on, that tensors are measured on; None: all of them.
+    batches -- of validation data, from the first on, that tensors are measured on; None: all of them. Of a
+        search without training data they are those that it did not calibrate on.
 
     A step: the score on all validation data and the bytes of the stage before it and after it, as they were
     measured in the run; before the first step those of the trained model (of the teacher, where the task
@@ -106,6 +109,8 @@ def blame(
         raise TaskError(f"task {task.name!r} has no validation data: what a tensor loses is measured on them")
     folder = result.path.parent if isinstance(result, Result) else Path(result)
     told = _told(folder, task)
+    if told.searched:
+        task = with_calibration(task)
     context = Context(task, told.seed, device, None, progress)
     with chance_kept(task):
         bench = _Bench(context, folder / ARTIFACT, batches)
@@ -142,7 +147,7 @@ def _told(folder: Path, task: Task) -> _Told:
         try:
             told = _Told(
                 folder, recipe_from_dict(report["recipe"]), report["seed"], report["stages"],
-                {one["name"]: one for one in report["layers"]}, report["size_bytes"],
+                {one["name"]: one for one in report["layers"]}, report["size_bytes"], "search" in report,
             )  # fmt: skip
             whole = [stage["step"] for stage in told.stages] == [step.name for step in told.recipe.steps]
         except (KeyError, TypeError) as error:

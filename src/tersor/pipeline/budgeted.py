@@ -90,7 +90,7 @@ def _search(
 ) -> Result:
     started = perf_counter()
     may_train = task.train is not None and task.loss is not None
-    task = _with_calibration(task)
+    task = with_calibration(task)
     context = replace(context, task=task)
     assert task.validation is not None
     original = trained_model(task.reference)
@@ -167,7 +167,7 @@ class Part:
         return sum(1 for at in range(whole) if at % self.of in self.which)
 
 
-def _with_calibration(task: Task) -> Task:
+def with_calibration(task: Task) -> Task:
     """The task with a quarter of its validation batches to calibrate on, where it has no training data.
 
     A model that was fitted to data looks better on them; so they take no part in the choice. With fewer than

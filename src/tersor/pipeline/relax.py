@@ -53,7 +53,7 @@ def relaxed(step: Lossy) -> dict[str, Any]:
         return {} if step.bits == HALF else {"bits": wider}
     if isinstance(step, Cluster):
         if step.rate:
-            return {"rate": step.rate / 2}
+            return {"rate": float(f"{step.rate / 2:.6g}")}
         if step.bits is not None:
             return {"bits": min(2 * step.bits, 16)} if step.bits < 16 else {}
         assert step.clusters is not None
