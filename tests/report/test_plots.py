@@ -48,6 +48,10 @@ def test_lines_stand_where_values_are_and_are_as_high_as_their_share():
     assert "2x5, 3 values, 60.0 % zeros" in said and "as trained" not in said
 
 
+def test_a_note_stands_below():
+    assert any(one.endswith("folded") for one in words(weight_pages(views(1), note="folded")[0]))
+
+
 def test_tensors_of_one_value_and_of_many():
     draw = np.random.default_rng(0).normal(size=1000).astype(np.float32)
     many = WeightView("a", (1000,), draw, draw)

@@ -32,6 +32,7 @@ PLOTS, STRATEGIES = "plots", "strategies.json"
 SENSITIVITIES = ("sensitivity.jsonl", "sensitivity.json")
 USUAL = "bits 4"  # what sensitivities are compared by, where it was looked at
 FORMATS: tuple[Format, ...] = ("png", "svg")
+FOLDED = "as trained: before norms were folded into them"
 _MEASURE, _ESTIMATE = "measure ", "estimate "
 
 
@@ -145,6 +146,7 @@ def _weights(folder: _Folder) -> Iterator[Figure]:
         before = {one.name: one.dense() for one in storages(trained_model(folder.task))}
     views, others = [], []
     with Reader(folder.artifact()) as reader:
+        folded = any(one.attribute == "identity" for one in reader.changes)
         for name in reader.names:
             held = reader.read(name)
             plain = isinstance(held.form, Raw) and held.form.mask is None
@@ -160,7 +162,7 @@ def _weights(folder: _Folder) -> Iterator[Figure]:
         folder.missing["weights as trained"] = f"{len(others)} have other shapes now: {', '.join(others[:3])}"
     if not views:
         raise SpecError(f"{ARTIFACT} holds no tensor that was pruned, shared or rounded")
-    yield from weight_pages(views)
+    yield from weight_pages(views, note=FOLDED if folded and before else "")
 
 
 def _memory(folder: _Folder) -> Iterator[Figure]:

@@ -34,8 +34,9 @@ class WeightView:
     before: NDArray[Any] | None = None
 
 
-def weight_pages(tensors: Sequence[WeightView], pages: int = PAGES) -> list[Figure]:
+def weight_pages(tensors: Sequence[WeightView], pages: int = PAGES, note: str = "") -> list[Figure]:
     """Pages of histograms, in the order given; of more tensors than fit those with most weights.
+    ``note`` stands below each page.
 
     Filled: the weights as trained. Lines: the values that the file has, each as high as its share of the
     weights; where it has more than 256 of them, a histogram too. Shares are on a logarithmic axis, since
@@ -49,15 +50,18 @@ def weight_pages(tensors: Sequence[WeightView], pages: int = PAGES) -> list[Figu
     size = ACROSS * DOWN
     parts = [shown[at : at + size] for at in range(0, len(shown), size)]
     return [
-        _page(part, ". ".join(filter(None, (f"page {at + 1} of {len(parts)}" if parts[1:] else "", more))))
+        _page(
+            part, ". ".join(filter(None, (f"page {at + 1} of {len(parts)}" if parts[1:] else "", more, note)))
+        )
         for at, part in enumerate(parts)
     ]
 
 
 def _page(tensors: Sequence[WeightView], words: str) -> Figure:
-    down = ceil(len(tensors) / ACROSS)
-    figure = new_figure(11, 1.4 + 2.4 * down)
-    axes = [one for row in figure.subplots(down, ACROSS, squeeze=False) for one in row]
+    across = min(len(tensors), ACROSS)
+    down = ceil(len(tensors) / across)
+    figure = new_figure(max(3.7 * across, 5.5), 1.4 + 2.4 * down)
+    axes = [one for row in figure.subplots(down, across, squeeze=False) for one in row]
     for one, view in zip(axes, tensors, strict=False):
         _draw(one, view)
     for one in axes[len(tensors) :]:
