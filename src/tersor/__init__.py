@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         TersorError,
         VerificationError,
     )
+    from tersor.pipeline.blame import blame
     from tersor.pipeline.budgeted import search
     from tersor.pipeline.compare import compare_files
     from tersor.pipeline.export import evaluate_onnx, export_model
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from tersor.pipeline.memory import memory
     from tersor.pipeline.onnx_compress import compress_onnx
     from tersor.pipeline.pack import pack, unpack
+    from tersor.pipeline.pictures import plot
     from tersor.pipeline.plan import plan
     from tersor.pipeline.result import Result
     from tersor.pipeline.run import compress
@@ -68,6 +70,8 @@ _HOME = {
     "Effort": "pipeline.search",
     "compress_onnx": "pipeline.onnx_compress",
     "plan": "pipeline.plan",
+    "blame": "pipeline.blame",
+    "plot": "pipeline.pictures",
     "Result": "pipeline.result",
     "evaluate": "pipeline.load",
     "export_model": "pipeline.export",
@@ -138,6 +142,7 @@ __all__ = [
     "Timing",
     "Train",
     "VerificationError",
+    "blame",
     "compare_files",
     "compress",
     "compress_onnx",
@@ -149,6 +154,7 @@ __all__ = [
     "memory",
     "pack",
     "plan",
+    "plot",
     "save",
     "search",
     "sensitivity",

@@ -170,6 +170,72 @@ class SearchRecord:
 
 
 @dataclass(frozen=True)
+class StepBlame:
+    """What one step of a recipe cost and brought, all tensors together.
+
+    trains -- whether a training belongs to it. bytes_before, bytes_after -- of the model as a file; before
+        the first step its dense bytes. score_before, score_after -- on the validation data; ``lost``: how
+        much worse the latter is. None without validation data.
+    """
+
+    step: str
+    kind: str
+    trains: bool
+    bytes_before: int
+    bytes_after: int
+    score_before: float | None
+    score_after: float | None
+    lost: float | None
+
+
+@dataclass(frozen=True)
+class TensorBlame:
+    """What one tensor of a file loses and saves.
+
+    step -- the last one that made it smaller. saved_bytes -- dense bytes less those in the file.
+    lost -- by how much the score is better, in its own unit, with this tensor alone put back;
+        ``low`` and ``high`` its 95 % interval, by the paired test. regained -- by how much the outputs are
+        then nearer to those of the trained model (:func:`tersor.measure.outputs.output_change`). None where
+        that cannot be told: then ``why`` says it.
+    skip, relax -- rules to add to that step, as YAML: leave the tensor alone, or be more careful with it;
+        "" where there is none.
+    """
+
+    name: str
+    step: str
+    size_bytes: int
+    saved_bytes: int
+    lost: float | None = None
+    low: float | None = None
+    high: float | None = None
+    regained: float | None = None
+    why: str = ""
+    skip: str = ""
+    relax: str = ""
+
+
+@dataclass(frozen=True)
+class BlameRecord:
+    """Which steps and which tensors of a result lost its score, and which saved its bytes.
+
+    put_back -- the state that single tensors were put back to, in words; "" if none was. trained_since -- the
+        steps after it that train: the other tensors have learned to go with what this one has become.
+    score, change -- of the file, on ``samples`` of validation data: its score, and how far its outputs are
+        from the trained model's. missing -- why nothing could be put back; "" if it could.
+    tensors -- the worst first.
+    """
+
+    put_back: str
+    trained_since: tuple[str, ...]
+    score: float
+    change: float | None
+    samples: int
+    steps: tuple[StepBlame, ...]
+    tensors: tuple[TensorBlame, ...]
+    missing: str = ""
+
+
+@dataclass(frozen=True)
 class PlannedTime:
     """How long one part of a run will take, on this machine and as busy as it is now.
 

@@ -15,6 +15,7 @@ from tersor import Budget, Effort
 from tersor.errors import SpecError, TaskError, TersorError
 from tersor.pipeline import budgeted
 from tersor.pipeline.context import Context
+from tersor.pipeline.tail import tail_start, trains
 from tersor.pipeline.trials import Notes, Trials
 
 SHORT = Effort(epochs=6.0, tuning=3.0, lr=1e-2, tuning_lr=1e-3, batches=8)
@@ -82,7 +83,7 @@ def test_the_front_is_what_no_other_trial_beats(found):
 
 def test_the_recipe_that_was_found_gives_the_same_file(found, tmp_path):
     task, _, result = found
-    parts = budgeted._with_calibration(task)
+    parts = budgeted.with_calibration(task)
     again = tersor.compress(parts, result.recipe, out=tmp_path)
     assert again.path.read_bytes() == result.path.read_bytes()
 
@@ -121,7 +122,7 @@ def test_layers_that_matter_differently_get_different_bits(tmp_path):
     with torch.no_grad():  # the hidden layer passes the first on, and adds next to nothing of its own
         weights["2.weight"] = torch.eye(48) + 1e-3 * wide.weight
     planted = replace(task, weights=weights)
-    trials = Trials(tmp_path, Context(budgeted._with_calibration(planted)), Notes(tmp_path / "n.jsonl", "k"))
+    trials = Trials(tmp_path, Context(budgeted.with_calibration(planted)), Notes(tmp_path / "n.jsonl", "k"))
     allocation = trials.allocation((), 8)
     chosen = allocation.within_loss(1e-3)
     bits = {
@@ -139,6 +140,13 @@ def test_a_search_with_training_prunes_tunes_and_is_no_larger(found, tmp_path):
     steps = {one.steps for one in result.search.trials}
     assert any(one.startswith("prune-1 > share") and one.endswith("tune") for one in steps)
     assert result.search.met
+    # What blame puts tensors back from is there, since the rounds before it were trained.
+    blamed = tersor.blame(trained, tmp_path, batches=2)
+    assert not blamed.missing and any(one.lost is not None for one in blamed.tensors)
+    start = tail_start(result.recipe.steps)
+    before = [step for step in result.recipe.steps[:start] if trains(step)]
+    kept = [one.name.partition("-")[0] for one in (tmp_path / "stages").glob("*")]
+    assert kept == ([str(start - 1)] if before else [])
     assert result.size_bytes < 1.1 * alone.size_bytes
 
 

@@ -15,6 +15,7 @@ import click
 
 from tersor import __version__
 from tersor.cli.bench import bench
+from tersor.cli.blame import blame
 from tersor.cli.compare import compare
 from tersor.cli.compress import compress
 from tersor.cli.evaluate import evaluate
@@ -23,6 +24,7 @@ from tersor.cli.inspect import inspect
 from tersor.cli.memory import memory
 from tersor.cli.pack import pack, unpack
 from tersor.cli.plan import plan
+from tersor.cli.plot import plot
 from tersor.cli.recipe import recipe
 from tersor.cli.sensitivity import sensitivity
 from tersor.cli.strategies import strategies
@@ -43,7 +45,8 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    compress, plan, inspect, evaluate, compare, export, bench, memory, strategies, sensitivity, pack, unpack,
+    compress, plan, inspect, evaluate, compare, blame, plot, export, bench, memory, strategies, sensitivity,
+    pack, unpack,
     recipe,
 )  # fmt: skip
 for _command in _COMMANDS:

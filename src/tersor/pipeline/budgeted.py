@@ -26,6 +26,7 @@ from tersor.pipeline.pace import seconds_an_epoch
 from tersor.pipeline.result import ARTIFACT, Result, check_folder
 from tersor.pipeline.run import check_seed, check_task, measured_result
 from tersor.pipeline.search import Effort, Search, Verdicts, look
+from tersor.pipeline.tail import keep_stage
 from tersor.pipeline.trials import NOTES, Notes, Trial, Trials
 from tersor.pipeline.work import read_collected
 from tersor.progress import Progress, silent
@@ -57,7 +58,8 @@ def search(
     the validation data, the verdict is given on the other; the test data are used once, at the end.
 
     out -- as in :func:`tersor.compress`; the best file so far is in it as ``best.tersor`` all the while, and
-        what was tried in ``search.jsonl`` afterwards. A search that was interrupted or killed goes on where
+        what was tried in ``search.jsonl`` afterwards; in ``stages`` what blame puts tensors back from, where
+        that was trained. A search that was interrupted or killed goes on where
         it stopped when it is asked for again; ``resume`` insists on there being one. The folder of another
         search is refused.
     effort -- of each round of training; by default what the time limit allows.
@@ -89,7 +91,7 @@ def _search(
 ) -> Result:
     started = perf_counter()
     may_train = task.train is not None and task.loss is not None
-    task = _with_calibration(task)
+    task = with_calibration(task)
     context = replace(context, task=task)
     assert task.validation is not None
     original = trained_model(task.reference)
@@ -116,6 +118,7 @@ def _search(
     result = _measured(trial, found, record)
     result = replace(result, seconds=perf_counter() - found.started)
     result.save(folder)
+    keep_stage(trial.recipe.steps, found.trials.store_of(trial.recipe).stages, folder)
     _put(work / NOTES, folder / NOTES)
     (folder / BEST).unlink(missing_ok=True)
     rmtree(work)
@@ -165,7 +168,7 @@ class Part:
         return sum(1 for at in range(whole) if at % self.of in self.which)
 
 
-def _with_calibration(task: Task) -> Task:
+def with_calibration(task: Task) -> Task:
     """The task with a quarter of its validation batches to calibrate on, where it has no training data.
 
     A model that was fitted to data looks better on them; so they take no part in the choice. With fewer than

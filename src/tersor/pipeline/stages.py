@@ -46,7 +46,7 @@ class StageStore:
         what they hold), the number of batches, device, threads and versions are; the samples themselves are
         not compared.
         """
-        store = cls(folder, tuple(_path(folder / WORK, *one) for one in enumerate(recipe.steps)))
+        store = cls(folder, tuple(stage_path(folder / WORK, *one) for one in enumerate(recipe.steps)))
         key = fingerprint(task, recipe, seed, device)
         try:
             if not (store.work / "key").exists() or (store.work / "key").read_text() != key:
@@ -123,7 +123,7 @@ class StageStore:
         shutil.rmtree(self.work)
 
 
-def _path(folder: Path, index: int, step: Step) -> Path:
+def stage_path(folder: Path, index: int, step: Step) -> Path:
     """The file that a step ends in; its name is made of the index alone where the step's is no word."""
     word = step.name if step.name.replace("-", "").replace("_", "").isalnum() else "step"
     return folder / f"{index}-{word}.tersor"
