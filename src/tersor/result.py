@@ -133,13 +133,15 @@ class LayerRecord:
 class TrialRecord:
     """One file that a search made.
 
-    drop, verdict_drop -- on the half of the validation data that trials are chosen on, and on the other.
-    inside -- the budget, on the former; front -- no other trial has fewer bytes and a smaller drop there.
+    measured_drop, verdict_drop -- on the half of the validation data that trials are chosen on, and on the
+        other; drop -- what is expected by the former and by how far the outputs moved. inside -- the budget,
+        by the expected drop; front -- no other trial has fewer bytes and a smaller one.
     """
 
     steps: str
     size_bytes: int
     drop: float
+    measured_drop: float
     verdict_drop: float
     inside: bool
     front: bool

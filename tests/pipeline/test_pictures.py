@@ -67,7 +67,8 @@ def test_blame_sensitivity_and_strategies(task, folder):
 def test_a_search_has_a_front(folder):
     report = json.loads((folder / "result.json").read_text())
     trial = {
-        "steps": "share", "size_bytes": 9, "drop": 0.0, "verdict_drop": 0.0, "inside": True, "front": True,
+        "steps": "share", "size_bytes": 9, "drop": 0.0, "measured_drop": 0.0,
+        "verdict_drop": 0.0, "inside": True, "front": True,
         "seconds": 1.0,
     }  # fmt: skip
     report["search"] = {

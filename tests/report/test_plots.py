@@ -125,7 +125,7 @@ def test_strategies_have_three_axes_and_say_what_is_not_there():
 
 def search(budget, allowed, drops):
     trials = tuple(
-        TrialRecord("share", 1000 * 2**at, drop, drop, drop <= 0.01, True, 1.0)
+        TrialRecord("share", 1000 * 2**at, drop, drop, drop, drop <= 0.01, True, 1.0)
         for at, drop in enumerate(drops)
     )
     return SearchRecord(budget, allowed, 0.0, 500, "", (), trials)

@@ -201,15 +201,17 @@ def _distance(search: Search, trial: Trial) -> float:
 
 def _record(search: Search, baseline: Score, chosen: Trial, missed: float) -> SearchRecord:
     budget, verdicts = search.budget, search.verdicts
-    points = [(one.size_bytes, verdicts.drop(one, 0)) for one in search.seen]
+    expected = {one.path: search.drop(one) for one in search.seen}
+    points = [(one.size_bytes, expected[one.path]) for one in search.seen]
     rows = tuple(
         TrialRecord(
             steps=" > ".join(step.name for step in one.recipe.steps),
             size_bytes=one.size_bytes,
-            drop=verdicts.drop(one, 0),
+            drop=expected[one.path],
+            measured_drop=verdicts.drop(one, 0),
             verdict_drop=verdicts.drop(one, 1),
             inside=search.inside(one),
-            front=_on_front(points, (one.size_bytes, verdicts.drop(one, 0))),
+            front=_on_front(points, (one.size_bytes, expected[one.path])),
             seconds=one.seconds,
         )
         for one in search.seen

@@ -14,6 +14,7 @@ def trial_table(record: SearchRecord) -> Table:
             "*" if one.front else "",
             format_bytes(one.size_bytes),
             format_number(one.drop),
+            format_number(one.measured_drop),
             format_number(one.verdict_drop),
             "yes" if one.inside else "no",
             f"{one.seconds:.1f}",
@@ -21,7 +22,7 @@ def trial_table(record: SearchRecord) -> Table:
         )
         for one in sorted(record.trials, key=lambda one: one.size_bytes)
     )
-    columns = ("front", "bytes", "expected drop", "other half", "inside", "seconds", "steps")
+    columns = ("front", "bytes", "expected drop", "measured", "other half", "inside", "seconds", "steps")
     unit = "drop" if record.allowed != int(record.allowed) or record.allowed < 1 else "bytes"
     notes = (
         f"allowed: {record.allowed:g} ({unit}); drops on halves of {record.validation_samples:,} validation "

@@ -140,7 +140,7 @@ def front_figure(record: SearchRecord, chosen_bytes: int) -> Figure:
     title(axes, f"{len(record.trials)} files of a search")
     figure.legend(loc="outside right upper", fontsize=9, frameon=False)
     more = f"; not shown, with greater drops: {hidden}" if hidden else ""
-    foot(figure, f"drops on one half of {record.validation_samples:,} validation samples{more}")
+    foot(figure, f"expected drops, by one half of {record.validation_samples:,} validation samples{more}")
     return figure
 
 
