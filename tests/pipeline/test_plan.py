@@ -65,7 +65,13 @@ def test_a_plan_starts_each_step_as_a_run_does(task):
 def test_a_plan_asks_for_no_importance_even_by_a_rule(task):
     rules = (tersor.Rule("4", override={"importance": "fisher"}),)
     recipe = tersor.Recipe(steps=(tersor.Cluster(bits=2, rules=rules),))
-    tersor.plan(replace(task, train=None, loss=None), recipe, timed=False)
+
+    def never(output, batch):
+        raise AssertionError("a plan takes no gradients")
+
+    tersor.plan(replace(task, loss=never), recipe, timed=False)
+    with pytest.raises(tersor.TaskError, match="has no loss, which step 'cluster' trains with"):
+        tersor.plan(replace(task, train=None, loss=None), recipe, timed=False)
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,8 @@ KILLED = """
 import os, signal, sys
 sys.path[:0] = [{root!r}]
 from tests.pipeline.test_search import spirals
-import tersor
+import tersor, torch
+torch.set_num_threads({threads})
 left = int(sys.argv[2])
 def count(*_):
     global left
@@ -220,7 +221,7 @@ tersor.search(spirals(), tersor.Budget(max_drop=0.02), out=sys.argv[1], progress
 
 @pytest.mark.parametrize("moment", [30, 70])
 def test_a_killed_search_ends_in_the_same_file(found, tmp_path, moment, pytestconfig):
-    code = KILLED.format(root=str(pytestconfig.rootpath))
+    code = KILLED.format(root=str(pytestconfig.rootpath), threads=torch.get_num_threads())
     first = subprocess.run([sys.executable, "-c", code, tmp_path, str(moment)], check=False, timeout=300)
     assert first.returncode == -9
     subprocess.run([sys.executable, "-c", code, tmp_path, "-1"], check=True, timeout=300)
