@@ -126,7 +126,7 @@ def damped(curvature: NDArray[np.float32]) -> NDArray[np.float32]:
 
     Errors of many weights add up to more than the diagonal tells, most where it is small.
 
-    >>> damped(np.array([0.0, 1.0, 2.0], np.float32)).round(3).tolist()
+    >>> [round(float(one), 3) for one in damped(np.array([0.0, 1.0, 2.0], np.float32))]
     [0.008, 1.0, 1.625]
     """
     mean = float(curvature.mean()) if curvature.size else 0.0
