@@ -36,3 +36,9 @@ def test_drops_that_are_too_great_stay_and_tell_nothing():
     found = expected_drops(changes, drops, errors)
     assert found[0] == 0.8
     assert (found[1:] == expected_drops(changes[1:], drops[1:], errors[1:])).all()
+
+
+def test_where_most_drops_are_gains_there_is_no_law():
+    changes, drops = np.array([0.1, 0.05, 0.02]), np.array([-0.15, -0.12, 0.05])
+    errors = np.array([0.001, 0.001, 0.01])
+    assert (expected_drops(changes, drops, errors) == drops).all()

@@ -35,6 +35,8 @@ def expected_drops(changes: F64, drops: F64, errors: F64, *, most: float = MOST_
     if not (used & (drops > CLEAR * errors)).any():
         return drops
     level, power = _fitted(changes[used], drops[used], errors[used])
+    if level == 0:  # most drops are gains
+        return drops
     law = level * np.maximum(changes, 0.0) ** power
     own, other = errors**-2.0, np.maximum(LAW_ERROR * law, 1e-12) ** -2.0
     return np.asarray(np.where(drops <= most, (own * drops + other * law) / (own + other), drops))
