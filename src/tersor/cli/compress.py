@@ -11,6 +11,7 @@ from click.core import ParameterSource
 from tersor.cli import console
 from tersor.cli.budget import budget_options, taken
 from tersor.cli.plan import show_plan
+from tersor.cli.result import run, show_result
 from tersor.cli.search import search_command
 from tersor.cli.target import check_out
 from tersor.spec import Recipe
@@ -99,27 +100,8 @@ def compress(context: click.Context, /, task: str, recipe: str, out: Path, sets:
 
 def _compress(task: Task, recipe: Recipe, out: Path, **options: Any) -> dict[str, Any]:
     import tersor
-    from tersor.report import format_bytes, layer_table, score_table, stage_table
+    from tersor.report import stage_table
 
-    try:
-        with console.progress() as progress:
-            result = tersor.compress(task, recipe, out=out, progress=progress, **options)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("give the same command again to go on from where it stopped") from None
-    console.show(
-        stage_table(result.stages, result.dense_bytes),
-        layer_table(result.layers, result.ledger, result.aliases, result.non_finite),
-        score_table(
-            result.baseline,
-            result.artifact,
-            result.comparison,
-            result.dense_bytes,
-            result.size_bytes,
-            name="baseline" if task.teacher is None else f"teacher, {task.teacher.name}",
-        ),
-    )
-    for name in ("model.tersor", "result.json", "recipe.yaml"):
-        console.say(f"wrote {out / name}: {format_bytes((out / name).stat().st_size)}")
-    for path in sorted(one for one in out.iterdir() if one.suffix in (".onnx", ".xml", ".tflite")):
-        console.say(f"{path} is older than model.tersor: export it again")
+    result = run(lambda progress: tersor.compress(task, recipe, out=out, progress=progress, **options))
+    show_result(result, task, out, stage_table(result.stages, result.dense_bytes))
     return {"out": str(out), **result.to_dict()}

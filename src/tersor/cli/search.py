@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tersor.cli import console
+from tersor.cli.result import run, show_result
 from tersor.cli.target import check_out
 from tersor.errors import BudgetError
+
+if TYPE_CHECKING:
+    from tersor.pipeline.result import Result
+    from tersor.spec import Budget
+    from tersor.task import Task
 
 _WITH_RECIPES = ("recipe", "sets", "asked_drop", "keep_stages", "dry_run")
 
@@ -44,31 +50,13 @@ def search_command(
         )
 
 
-def _search(task: Any, budget: Any, out: Path, **options: Any) -> Any:
+def _search(task: Task, budget: Budget, out: Path, **options: Any) -> Result:
     import tersor
-    from tersor.report import format_bytes, layer_table, score_table, trial_table
+    from tersor.report import trial_table
 
-    try:
-        with console.progress() as progress:
-            result = tersor.search(task, budget, out=out, progress=progress, **options)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("give the same command again to go on from where it stopped") from None
-    record = result.search
-    assert record is not None
-    console.show(
-        trial_table(record),
-        layer_table(result.layers, result.ledger, result.aliases, result.non_finite),
-        score_table(
-            result.baseline,
-            result.artifact,
-            result.comparison,
-            result.dense_bytes,
-            result.size_bytes,
-            name="baseline" if task.teacher is None else f"teacher, {task.teacher.name}",
-        ),
-    )
-    if record.note:
-        console.say(f"validation: {record.note}")
-    for name in ("model.tersor", "result.json", "recipe.yaml", "search.jsonl"):
-        console.say(f"wrote {out / name}: {format_bytes((out / name).stat().st_size)}")
+    result = run(lambda progress: tersor.search(task, budget, out=out, progress=progress, **options))
+    assert result.search is not None
+    show_result(result, task, out, trial_table(result.search), ("search.jsonl",))
+    if result.search.note:
+        console.say(f"validation: {result.search.note}")
     return result
