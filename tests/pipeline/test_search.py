@@ -229,3 +229,21 @@ def test_a_killed_search_ends_in_the_same_file(found, tmp_path, moment, pytestco
     assert np.isclose(
         json.loads((tmp_path / "result.json").read_text())["artifact"]["value"], found[2].artifact.value
     )
+
+
+class Endless:
+    """Training data without a length."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+def test_however_little_time_there_is_one_file_is_made():
+    task = spirals()
+    for limit in (Budget(max_drop=0.02, time_limit=1e-6), Budget(target_size=900, time_limit=1e-6)):
+        assert len(tersor.search(task, limit).search.trials) == 1
+    unsized = replace(task, train=Endless(task.validation))
+    assert len(tersor.search(unsized, Budget(max_drop=0.02, time_limit=1e-6)).search.trials) == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,24 +83,26 @@ def estimate(
     return rows
 
 
-def options_of(rows: Iterable[Row], factors: Mapping[str, float] | None = None) -> list[Options]:
-    """The rows as tables for the solver, tensor by tensor; ``factors`` correct the losses of a tensor."""
-    by_tensor: dict[str, list[Row]] = {}
-    for row in rows:
-        by_tensor.setdefault(row.tensor, []).append(row)
+def options_of(rows: Iterable[Row]) -> list[Options]:
+    """The rows as tables for the solver, tensor by tensor."""
     return [
         Options(
             name,
             np.array([row.size_bytes for row in own], np.float64),
-            np.array([row.estimated_loss for row in own]) * (factors or {}).get(name, 1.0),
+            np.array([row.estimated_loss for row in own]),
         )
-        for name, own in by_tensor.items()
+        for name, own in _by_tensor(rows).items()
     ]
 
 
 def chosen_rows(rows: Sequence[Row], options: Sequence[Options], choice: Choice) -> dict[str, Row]:
     """The row that a choice means, by the name of its tensor."""
-    by_tensor: dict[str, list[Row]] = {}
-    for row in rows:
-        by_tensor.setdefault(row.tensor, []).append(row)
+    by_tensor = _by_tensor(rows)
     return {one.name: by_tensor[one.name][index] for one, index in zip(options, choice, strict=True)}
+
+
+def _by_tensor(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.tensor, []).append(row)
+    return found

@@ -8,22 +8,21 @@ from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from shutil import copyfile, rmtree
-from tempfile import mkdtemp
 from time import perf_counter
 from typing import cast
-from weakref import finalize
 
 from tersor.artifact.io import Reader
 from tersor.artifact.writer import disk_errors, replacing
 from tersor.errors import SpecError, TaskError
 from tersor.measure.quality import compare, evaluate_model, halves
 from tersor.measure.size import dense_bytes
+from tersor.model.attach import collect
 from tersor.model.restore import trained_model
 from tersor.pipeline.context import Context
 from tersor.pipeline.fingerprint import fingerprint
+from tersor.pipeline.forecast import time_step
 from tersor.pipeline.load import check_device
-from tersor.pipeline.pace import seconds_an_epoch
-from tersor.pipeline.result import ARTIFACT, Result, check_folder
+from tersor.pipeline.result import ARTIFACT, Result, in_folder
 from tersor.pipeline.run import check_seed, check_task, measured_result
 from tersor.pipeline.search import Effort, Search, Verdicts, look
 from tersor.pipeline.tail import keep_stage
@@ -31,7 +30,7 @@ from tersor.pipeline.trials import NOTES, Notes, Trial, Trials
 from tersor.pipeline.work import read_collected
 from tersor.progress import Progress, silent
 from tersor.result import Score, SearchRecord, TrialRecord
-from tersor.spec import Budget, Code, Recipe
+from tersor.spec import Budget, Code, Recipe, Train
 from tersor.task import Batch, Task
 
 WORK, BEST = ".tersor-search", "best.tersor"
@@ -72,18 +71,8 @@ def search(
     check_task(task, Recipe(name="search", steps=(Code(),)), device)
     if task.validation is None:
         raise TaskError(f"task {task.name!r} has no validation data: a search chooses and judges by them")
-    if out is not None:
-        check_folder(Path(out))
-    folder = Path(mkdtemp(prefix="tersor-") if out is None else out)
-    try:
-        result = _search(task, budget, folder, Context(task, seed, device, None, progress), effort, resume)
-    except BaseException:
-        if out is None:
-            rmtree(folder, ignore_errors=True)
-        raise
-    if out is None:
-        finalize(result, rmtree, folder, ignore_errors=True)
-    return result
+    context = Context(task, seed, device, None, progress)
+    return in_folder(out, lambda folder: _search(task, budget, folder, context, effort, resume))
 
 
 def _search(
@@ -256,7 +245,11 @@ def _effort(budget: Budget, notes: Notes, context: Context) -> Effort:
     usual = Effort()
     if budget.time_limit is None or context.task.train is None or context.task.loss is None:
         return usual
-    pace: float = notes.once("seconds an epoch", lambda: seconds_an_epoch(context))
+    epoch = Recipe(name="epoch", steps=(Train(epochs=1.0),))
+    dense = collect(trained_model(context.task))
+    pace: float | None = notes.once("seconds an epoch", lambda: time_step(dense, epoch, 0, context).seconds)
+    if pace is None:  # the training data have no length
+        return usual
     epochs = TRAINING_SHARE * budget.time_limit / pace / ROUNDS
     share = max(epochs / (usual.epochs + 2 * usual.tuning), LEAST_SHARE)
     return replace(usual, epochs=round(usual.epochs * share, 3), tuning=round(usual.tuning * share, 3))

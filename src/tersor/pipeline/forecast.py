@@ -13,15 +13,14 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from tersor.artifact.io import Reader
 from tersor.calibrate import rounding
 from tersor.measure.quality import evaluate_model, evaluating, to_device
 from tersor.model.attach import Collected
-from tersor.model.restore import fresh_model, trained_model
+from tersor.model.restore import trained_model
 from tersor.pipeline.context import Context, chance_kept
-from tersor.pipeline.load import load
+from tersor.pipeline.load import runnable
 from tersor.pipeline.steps import apply_step
-from tersor.pipeline.work import Work, work_after
+from tersor.pipeline.work import work_after
 from tersor.result import MEASURING, PlannedTime
 from tersor.spec import Cluster, Fold, Prune, Quantize, Recipe, Shrink, Smooth, Step, Train
 from tersor.task import Batch, Task
@@ -102,12 +101,7 @@ def time_evaluation(task: Task, path: Path, loader: Iterable[Batch] | None, devi
     if loader is None:
         return 0.0
 
-    def made() -> nn.Module:
-        model = load(path, fresh_model(task)).to(device)
-        with Reader(path) as reader:
-            return Work(model, reader.points).runnable(task)
-
-    return _seconds_of_score(made, task, loader, device)
+    return _seconds_of_score(lambda: runnable(task, path, device), task, loader, device)
 
 
 def time_measuring(task: Task, path: Path, written: float, device: str) -> PlannedTime:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from shutil import copyfile
+from shutil import copyfile, rmtree
+from tempfile import mkdtemp
 from typing import Any
+from weakref import finalize
 
 from tersor.artifact.writer import disk_errors, replacing
 from tersor.errors import TersorError
@@ -104,6 +106,21 @@ class Result:
                 with disk_errors(folder / ARTIFACT):
                     copyfile(self.path, partial)
         return folder
+
+
+def in_folder(out: str | Path | None, run: Callable[[Path], Result]) -> Result:
+    """What ``run`` gives in ``out``; without one, in a temporary folder that goes with the result."""
+    if out is not None:
+        check_folder(Path(out))
+        return run(Path(out))
+    folder = Path(mkdtemp(prefix="tersor-"))
+    try:
+        result = run(folder)
+    except BaseException:
+        rmtree(folder, ignore_errors=True)
+        raise
+    finalize(result, rmtree, folder, ignore_errors=True)
+    return result
 
 
 def check_folder(folder: Path) -> None:

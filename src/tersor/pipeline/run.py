@@ -12,10 +12,7 @@ from dataclasses import replace
 from itertools import islice
 from numbers import Integral
 from pathlib import Path
-from shutil import rmtree
-from tempfile import mkdtemp
 from time import perf_counter
-from weakref import finalize
 
 import numpy as np
 
@@ -26,7 +23,7 @@ from tersor.model.attach import Collected, collect
 from tersor.model.restore import trained_model
 from tersor.pipeline.context import Context
 from tersor.pipeline.load import check_device, evaluate
-from tersor.pipeline.result import ARTIFACT, Result, check_folder
+from tersor.pipeline.result import ARTIFACT, Result, in_folder
 from tersor.pipeline.stages import Stage, StageStore
 from tersor.pipeline.steps import apply_step
 from tersor.pipeline.work import read_collected, work_after, write_collected
@@ -85,25 +82,18 @@ def compress(
     check_asked_drop(asked_drop)
     check_device(device)
     check_task(task, plan, device)
-    if out is not None:
-        check_folder(Path(out))
     context = Context(task, seed, device, None, progress)
-    folder = Path(mkdtemp(prefix="tersor-") if out is None else out)
-    try:
+
+    def run(folder: Path) -> Result:
         store = StageStore.open(folder, task, plan, seed, device)
         if store.discarded:
             progress("start", 1, 1, "what an unfinished run left here was of another recipe, task or seed")
         result = _compress(store, plan, context, asked_drop)
         result.save(folder)
-        result = replace(result, path=folder / ARTIFACT)
         store.finish(keep_stages)
-    except BaseException:
-        if out is None:
-            rmtree(folder, ignore_errors=True)
-        raise
-    if out is None:
-        finalize(result, rmtree, folder, ignore_errors=True)
-    return result
+        return replace(result, path=folder / ARTIFACT)
+
+    return in_folder(out, run)
 
 
 def _compress(store: StageStore, recipe: Recipe, context: Context, asked_drop: float | None) -> Result:

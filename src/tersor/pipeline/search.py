@@ -109,9 +109,9 @@ class Search:
         return self.context.task
 
     def out_of_time(self) -> bool:
-        """Whether no further trial may begin."""
+        """Whether no further trial may begin; the first one always may."""
         limit = self.budget.time_limit
-        return limit is not None and perf_counter() - self.started > limit
+        return bool(self.seen) and limit is not None and perf_counter() - self.started > limit
 
     def try_out(self, steps: tuple[Step, ...]) -> Trial:
         """Run steps as a recipe, and keep the file where it is the best so far."""
@@ -205,7 +205,9 @@ def _make_safe(search: Search, loss: float) -> None:
     before = _folded(search, ())
     allocation = search.trials.allocation(before, search.effort.batches)
     for _ in range(MOST_SAFER):
-        if any(search.inside(one) and search.verdicts.passes(one) for one in search.seen):
+        if search.out_of_time() or any(
+            search.inside(one) and search.verdicts.passes(one) for one in search.seen
+        ):
             return
         loss /= 2
         try:
