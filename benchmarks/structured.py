@@ -5,9 +5,9 @@
 LeNet-5 on MNIST (weights of three seeds, shifts of 2 px in training) with 50 and 80 % of the channels of each
 layer removed, and ResNet-20 on CIFAR-10 (the committed weights, three seeds of the order of batches) with
 half of the multiply-accumulates removed; each then trains with the dense net as teacher. ``fp32`` rows end
-there; ``by16`` rows too, with channels left in multiples of 16, as runtimes like them; ``small`` rows go on:
-unstructured pruning, 4-bit codebooks, entropy coding. Errors are those of the file on the 10,000 test
-images. Latencies are those of ONNX files in ONNX Runtime on one thread, dense and shrunk in turns in one
+there; ``by8`` rows too, with channels left in multiples of 8 (with any number of them, ResNet-20 ran in 0.97 of
+its time); ``small`` rows go on: unstructured pruning, 4-bit codebooks, entropy coding. Errors are those of
+the file on the 10,000 test images. Latencies are those of ONNX files in ONNX Runtime on one thread, dense and shrunk in turns in one
 process, by the processor time of the process.
 
 torch-pruning's rows on the same LeNet-5 architecture, from other weights (99.33 %): 50 %: 99.23 % (99.18 % in
@@ -64,9 +64,8 @@ class Row:
     @property
     def recipe(self) -> Recipe:
         if self.net == "resnet20":
-            train = Train(epochs=10, lr=2e-3, warmup=0.05)
-            round_to = 16 if self.kind == "by16" else 1
-            step = Shrink(macs=1 - self.removed, scope="global", round_to=round_to, train=train)
+            train = Train(epochs=15, lr=2e-3, warmup=0.05)
+            step = Shrink(macs=1 - self.removed, scope="global", round_to=8, train=train)
             return Recipe(name=self.name, steps=(step,))
         train = Train(epochs=10, lr=2e-3, warmup=0.05)
         steps: tuple[Step, ...] = (Shrink(fraction=self.removed, train=train),)
@@ -82,8 +81,7 @@ ROWS = tuple(
         ("lenet5_caffe", 0.5, "fp32"),
         ("lenet5_caffe", 0.5, "small"),
         ("lenet5_caffe", 0.8, "fp32"),
-        ("resnet20", 0.5, "fp32"),
-        ("resnet20", 0.5, "by16"),
+        ("resnet20", 0.5, "by8"),
     )
     for seed in SEEDS
 )

@@ -32,15 +32,15 @@ def test_outputs_are_kept_while_they_fit(most_bytes, calls):
     model = changed(task)
     first = score_and_change(model, task, task.validation, originals)
     second = score_and_change(model, task, task.validation, originals)
-    assert first[1] == second[1] and first[0].value == second[0].value and len(seen) == calls
+    assert first.change == second.change and first.score.value == second.score.value and len(seen) == calls
     with torch.no_grad():
         expected = torch.cat([output_change(original(one[0]), model(one[0]), one) for one in task.validation])
-    assert first[1] == pytest.approx(float(expected.mean()))
-    assert first[0].value == evaluate_model(model, task, task.validation).value
+    assert first.change == pytest.approx(float(expected.mean()))
+    assert first.score.value == evaluate_model(model, task, task.validation).value
 
 
 def test_a_metric_is_measured_beside_the_change():
     task = nets.small_task(score=None, metric=lambda model, loader: float(len(list(loader))))
     original = trained_model(task)
-    score, change = score_and_change(changed(task), task, task.validation, Originals(original, task))
-    assert score.value == 3 and score.method == "metric" and change > 0
+    found = score_and_change(changed(task), task, task.validation, Originals(original, task))
+    assert found.score.value == 3 and found.score.method == "metric" and found.change > 0 and found.lost is None

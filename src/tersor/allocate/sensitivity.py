@@ -14,7 +14,7 @@ from torch import nn
 from tersor.calibrate.activations import calibrate, observing, point_error, run_calibration
 from tersor.calibrate.curvature import value_curvature
 from tersor.errors import TargetError, TersorError, did_you_mean
-from tersor.measure.moved import Originals, score_and_change
+from tersor.measure.moved import Moved, Originals, score_and_change
 from tersor.measure.ranks import rank_correlation
 from tersor.model.select import storages
 from tersor.model.simulate import simulated
@@ -68,7 +68,7 @@ class OneAtATime:
     @cached_property
     def baseline(self) -> Score:
         """The score of the model as it is."""
-        return self._score(self.model)[0]
+        return self._moved(self.model).score
 
     def replaced(self, change: Replaced) -> Effect:
         """The effect of another tensor; tied weights change together.
@@ -86,10 +86,10 @@ class OneAtATime:
         return self._effect(simulated(self.model, traced, [point]))
 
     def _effect(self, model: nn.Module) -> Effect:
-        score, change = self._score(model)
-        return Effect(score.value, change, score.order)
+        found = self._moved(model)
+        return Effect(found.score.value, found.change, found.score.order)
 
-    def _score(self, model: nn.Module) -> tuple[Score, float]:
+    def _moved(self, model: nn.Module) -> Moved:
         return score_and_change(model, self.task, self.batches, self.originals, device=self.device)
 
 

@@ -1,4 +1,4 @@
-"""What a drop of the score is expected to be, from few samples and from how far the outputs moved."""
+"""What a drop of the score is expected to be, from few samples, probabilities, and how far the outputs moved."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ F64 = NDArray[np.float64]
 CLEAR = 3.0  # standard errors: a drop that is no chance
 MOST_DROP = 0.2  # beyond it drops tell nothing of small ones
 LAW_ERROR = 0.3  # of what the law says
+LOSS_ERROR = 0.25  # of what probabilities say
+_USUAL_LOSS = 0.3  # of a sample on which two models disagree
 _POWERS = np.linspace(0.5, 1.2, 15)
 _USUAL, _SPREAD = 0.85, 0.2  # of the power, before anything was seen
 _SWEEPS = 5
@@ -40,6 +42,26 @@ def expected_drops(changes: F64, drops: F64, errors: F64, *, most: float = MOST_
     law = level * np.maximum(changes, 0.0) ** power
     own, other = errors**-2.0, np.maximum(LAW_ERROR * law, 1e-12) ** -2.0
     return np.asarray(np.where(drops <= most, (own * drops + other * law) / (own + other), drops))
+
+
+def drawn_to_losses(drop: float, error: float, lost: F64) -> tuple[float, float]:
+    """A drop that was counted and its standard error, drawn to what probabilities say of the same samples.
+
+    lost -- (n,), what each sample is expected to lose (:mod:`tersor.measure.certainty`).
+
+    The two are weighted by their precision. What probabilities say is taken to be wrong by 25 %, and by one
+    more sample of the usual loss, so that nothing is told from no sample.
+
+    >>> lost = np.zeros(1000)
+    >>> lost[:5] = 0.2, 0.1, 0.3, 0.4, 0.1
+    >>> drop, error = drawn_to_losses(0.003, 0.0025, lost)  # 4 lost and 1 gained, counted
+    >>> round(drop, 5), round(error, 5)
+    (0.00123, 0.00066)
+    """
+    said = float(lost.mean())
+    chance = float((np.square(lost).sum() + _USUAL_LOSS**2) / len(lost) ** 2)
+    own, other = error**-2.0, 1 / (chance + (LOSS_ERROR * said) ** 2)
+    return (own * drop + other * said) / (own + other), float((own + other) ** -0.5)
 
 
 def _fitted(changes: F64, drops: F64, errors: F64) -> tuple[float, float]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tersor.errors import code_of_the_task
+from tersor.measure.certainty import lost_by_deciding
 from tersor.measure.outputs import output_change
 from tersor.measure.quality import evaluate, evaluate_model, evaluating, to_device
 from tersor.result import Score
@@ -45,19 +49,43 @@ class Originals:
         return output
 
 
+@dataclass(frozen=True, eq=False)
+class Moved:
+    """How a changed model does: its score, the mean change of its outputs, and what samples lose.
+
+    lost -- (n,), by the probabilities of the original (:mod:`tersor.measure.certainty`), if asked for.
+    """
+
+    score: Score
+    change: float
+    lost: NDArray[np.float64] | None = None
+
+
 def score_and_change(
-    model: nn.Module, task: Task, loader: Iterable[Batch], originals: Originals, *, device: str = "cpu"
-) -> tuple[Score, float]:
+    model: nn.Module,
+    task: Task,
+    loader: Iterable[Batch],
+    originals: Originals,
+    *,
+    at: float | None = None,
+    device: str = "cpu",
+) -> Moved:
     """The score of ``model`` over ``loader``, and the mean change of its outputs from the originals.
 
-    One pass gives both; a task's ``metric`` runs the model itself, and takes another one.
+    at -- the temperature of the original's probabilities, for what samples lose.
+
+    One pass gives all; a task's ``metric`` runs the model itself, and takes another one.
     """
     changes: list[Tensor] = []
+    losses: list[Tensor] = []
 
     def predict(batch: Batch) -> Output:
         given = to_device(batch, device)
         output = task.forward(model, given)
-        changes.append(output_change(originals(len(changes), given), output, given).detach().cpu())
+        before = originals(len(changes), given)
+        changes.append(output_change(before, output, given).detach().cpu())
+        if at is not None:
+            losses.append(lost_by_deciding(before, output, given, at).detach().cpu())
         return output
 
     with evaluating(model), torch.no_grad():
@@ -68,7 +96,7 @@ def score_and_change(
                 with code_of_the_task(f"task {task.name!r}: forward"):
                     predict(batch)
             score = evaluate_model(model, task, loader, device=device)
-    return score, float(torch.cat(changes).mean())
+    return Moved(score, float(torch.cat(changes).mean()), torch.cat(losses).numpy() if losses else None)
 
 
 def _size_bytes(output: Output) -> int:

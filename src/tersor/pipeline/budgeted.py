@@ -128,11 +128,11 @@ def verdict(search: Search, baseline: Score) -> tuple[Trial, SearchRecord]:
     if not search.budget.limits_drop:
         passed = ranked[:1]
     elif search.budget.confidence is None:
-        passed = [one for one in ranked if search.verdicts.passes(one)][:1]
+        passed = [one for one in ranked if search.passes(one)][:1]
     else:
         passed = []
         for one in sorted(inside, key=lambda one: (search.drop(one), one.size_bytes)):
-            if not search.verdicts.passes(one):
+            if not search.passes(one):
                 break
             passed.append(one)
         passed = sorted(passed, key=lambda one: _rank(search, one))[:1]
@@ -184,7 +184,7 @@ def _distance(search: Search, trial: Trial) -> float:
     """By how much a trial misses the budget; a little more than nothing where only the test says no."""
     if not search.budget.limits_drop:
         return float(max(trial.size_bytes - search.budget.bytes_for(search.dense_bytes), 0))
-    worst = max(search.verdicts.drop(trial, half) for half in (0, 1))
+    worst = max(search.drop(trial, half) for half in (0, 1))
     return max(worst - search.verdicts.allowed, 1e-12)
 
 
@@ -198,7 +198,7 @@ def _record(search: Search, baseline: Score, chosen: Trial, missed: float) -> Se
             size_bytes=one.size_bytes,
             drop=expected[one.path],
             measured_drop=verdicts.drop(one, 0),
-            verdict_drop=verdicts.drop(one, 1),
+            verdict_drop=search.drop(one, 1),
             inside=search.inside(one),
             front=_on_front(points, (one.size_bytes, expected[one.path])),
             seconds=one.seconds,

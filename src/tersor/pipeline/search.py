@@ -10,7 +10,7 @@ from time import perf_counter
 import numpy as np
 
 from tersor.errors import BudgetError, ExportError, TargetError, TaskError
-from tersor.measure.expected import CLEAR, MOST_DROP, expected_drops
+from tersor.measure.expected import CLEAR, MOST_DROP, drawn_to_losses, expected_drops
 from tersor.measure.quality import drop_error, greatest_drop, halves
 from tersor.pipeline.allocation import Allocation
 from tersor.pipeline.context import Context
@@ -22,6 +22,7 @@ from tersor.task import Task
 FIRST_LOSS = 0.01  # of the outputs, with which the search begins
 WIDE, FINE = 4.0, 1.15  # the factor between losses tried first, and the one at which halving ends
 MOST_TRIES = 14  # of one bisection
+SAFER = (0.8, 0.64, 0.5, 0.4)  # of the greatest loss inside: for a verdict that does not confirm that
 CLEAR_TRIALS, MOST_SURVEYED = 3, 5  # to tell small drops by clear ones
 KEPT = (0.2, 0.08, 0.04, 0.025, 0.016, 0.011, 0.008, 0.006, 0.004)  # of the weights, round by round
 MOST_SAFER = 12  # finer choices where the verdict confirms none
@@ -55,28 +56,34 @@ class Verdicts:
         lost = self.baseline[half].value - halves(trial.score)[half].value
         return lost if self.higher_is_better else -lost
 
-    def expected(self, trials: Sequence[Trial]) -> list[float]:
-        """The drop of each trial, by the half for choosing and by how far the outputs moved."""
-        drops = [self.drop(one, 0) for one in trials]
-        errors = [drop_error(self.baseline[0], halves(one.score)[0]) for one in trials]
+    def told(self, trial: Trial, half: int) -> tuple[float, float | None]:
+        """The drop on a half and its standard error, by the labels and by the original's probabilities."""
+        drop = self.drop(trial, half)
+        error = drop_error(self.baseline[half], halves(trial.score)[half])
+        if error is None or trial.lost is None:
+            return drop, error
+        return drawn_to_losses(drop, error, trial.lost[half::2])
+
+    def expected(self, trials: Sequence[Trial], half: int) -> list[float]:
+        """The drop of each trial on a half, drawn to what the change of the outputs says, too."""
+        told = [self.told(one, half) for one in trials]
         known = [
             (change, drop, error)
-            for one, drop, error in zip(trials, drops, errors, strict=True)
+            for one, (drop, error) in zip(trials, told, strict=True)
             if (change := one.change) is not None and error is not None
         ]
         if len(known) < len(trials):
-            return drops
+            return [drop for drop, _ in told]
         return [float(one) for one in expected_drops(*(np.array(part) for part in zip(*known, strict=True)))]
 
     def clear(self, trials: Iterable[Trial]) -> int:
         """How many trials have drops that are no chance, and small enough for a law of small ones."""
-        errors = ((self.drop(one, 0), drop_error(self.baseline[0], halves(one.score)[0])) for one in trials)
-        return sum(1 for drop, error in errors if error is None or CLEAR * error < drop <= MOST_DROP)
+        told = (self.told(one, 0) for one in trials)
+        return sum(1 for drop, error in told if error is None or CLEAR * error < drop <= MOST_DROP)
 
-    def passes(self, trial: Trial) -> bool:
-        """Whether the other half agrees: as measured, or by the one-sided test."""
-        if self.confidence is None:
-            return self.drop(trial, 1) <= self.allowed
+    def keeps(self, trial: Trial) -> bool:
+        """Whether the one-sided test at the confidence says so of the other half."""
+        assert self.confidence is not None
         bound = greatest_drop(
             self.baseline[1], halves(trial.score)[1],
             higher_is_better=self.higher_is_better, confidence=self.confidence,
@@ -126,10 +133,16 @@ class Search:
             self.keep(trial)
         return trial
 
-    def drop(self, trial: Trial) -> float:
-        """What a trial is expected to lose, by all that was seen so far."""
+    def drop(self, trial: Trial, half: int = 0) -> float:
+        """What a trial is expected to lose, by all that was seen so far on a half of the validation data."""
         others = [one for one in self.seen if one.path != trial.path]
-        return self.verdicts.expected([*others, trial])[-1]
+        return self.verdicts.expected([*others, trial], half)[-1]
+
+    def passes(self, trial: Trial) -> bool:
+        """Whether the half for the verdict agrees: by what is expected there, or by the one-sided test."""
+        if self.verdicts.confidence is not None:
+            return self.verdicts.keeps(trial)
+        return self.drop(trial, 1) <= self.verdicts.allowed
 
     def inside(self, trial: Trial) -> bool:
         """Whether a trial keeps the limit on what trials are chosen by."""
@@ -168,6 +181,7 @@ def _halve(search: Search, steps: Callable[[float], tuple[Step, ...]], start: fl
 
     First it looks for a drop that is clear, by which small ones can be told
     (:mod:`tersor.measure.expected`); so what was inside may turn out to be outside, and the other way round.
+    At last it makes some that are a little safer, so that the verdict has more to choose from.
     """
     tried: dict[float, Trial] = {}
     loss = start
@@ -188,7 +202,15 @@ def _halve(search: Search, steps: Callable[[float], tuple[Step, ...]], start: fl
             break
         else:
             loss = sqrt(inside * outside)
-    return max((one for one, trial in tried.items() if search.inside(trial)), default=start)
+    greatest = max((one for one, trial in tried.items() if search.inside(trial)), default=start)
+    for share in SAFER:
+        near = any(1 / FINE < greatest * share / one < FINE for one in tried)
+        if not near and not search.out_of_time():
+            try:
+                tried[greatest * share] = search.try_out(steps(greatest * share))
+            except BudgetError:
+                break
+    return greatest
 
 
 def _surveyed(drops: Mapping[float, float]) -> float:
@@ -206,7 +228,7 @@ def _make_safe(search: Search, loss: float) -> None:
     allocation = search.trials.allocation(before, search.effort.batches)
     for _ in range(MOST_SAFER):
         if search.out_of_time() or any(
-            search.inside(one) and search.verdicts.passes(one) for one in search.seen
+            search.inside(one) and search.passes(one) for one in search.seen
         ):
             return
         loss /= 2

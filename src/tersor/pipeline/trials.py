@@ -15,10 +15,12 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tersor.artifact.io import Reader
 from tersor.artifact.writer import disk_errors, replacing
 from tersor.errors import TersorError
+from tersor.measure.certainty import temperature
 from tersor.measure.moved import Originals, score_and_change
 from tersor.model.restore import trained_model
 from tersor.pipeline.allocation import Allocation, allocation_after
@@ -45,6 +47,7 @@ class Trial:
     score: Score
     seconds: float
     change: float | None = None  # of the outputs, the mean over the validation data
+    lost: NDArray[np.float64] | None = None  # by each sample of it (:mod:`tersor.measure.certainty`)
 
 
 class Notes:
@@ -120,8 +123,9 @@ class Trials:
         name = _digest(dump_recipe(recipe))
         path = self.folder / TRIALS / f"{name}.tersor"
         found = self.notes.once(f"trial {name}", lambda: self._run(recipe, path))
-        score = _score(found["score"], path)
-        return Trial(recipe, path, found["size_bytes"], score, found["seconds"], found["change"])
+        score = Score(**found["score"] | {"per_sample": _array(_scores_of(path))})
+        lost = _array(_losses_of(path))
+        return Trial(recipe, path, found["size_bytes"], score, found["seconds"], found["change"], lost)
 
     def stage(self, steps: tuple[Step, ...]) -> Stage:
         """The file after some steps, run if it is not there yet."""
@@ -164,14 +168,11 @@ class Trials:
         started = perf_counter()
         collected = run_steps(recipe, self.store_of(recipe), self.context)
         ledger = write_collected(path, collected, file_speed(recipe))
-        score, change = self._score(path)
-        if score.per_sample is not None:
-            with (
-                replacing(path.with_suffix(".npy")) as partial,
-                disk_errors(path),
-                partial.open("wb") as file,
-            ):
-                np.save(file, score.per_sample)
+        score, change, lost = self._measured(path)
+        for values, target in ((score.per_sample, _scores_of(path)), (lost, _losses_of(path))):
+            if values is not None:
+                with replacing(target) as partial, disk_errors(target), partial.open("wb") as file:
+                    np.save(file, values)
         plain = asdict(replace(score, per_sample=None))
         return {
             "size_bytes": ledger.file_bytes,
@@ -179,21 +180,33 @@ class Trials:
             "recipe": dump_recipe(recipe),
         }  # fmt: skip
 
-    def _score(self, path: Path) -> tuple[Score, float | None]:
-        """The file's score on the validation data, and how far its outputs have moved there."""
+    def _measured(self, path: Path) -> tuple[Score, float | None, NDArray[np.float64] | None]:
+        """The file's score on the validation data, how far its outputs moved, and what samples lost."""
         task, device = self.context.task, self.context.device
         assert task.validation is not None
         if task.metric is not None:
-            return evaluate(task, path, loader=task.validation, device=device), None
-        model = runnable(task, path, device)
+            return evaluate(task, path, loader=task.validation, device=device), None, None
         reference = trained_model(task.reference).to(device)
+        at = self.notes.once(
+            "temperature", lambda: temperature(reference, task.reference, task.validation, device=device)
+        )
         originals = Originals(reference, task.reference, device=device, most_bytes=0)
-        return score_and_change(model, task, task.validation, originals, device=device)
+        model = runnable(task, path, device)
+        found = score_and_change(model, task, task.validation, originals, at=at, device=device)
+        return found.score, found.change, found.lost
 
 
-def _score(plain: dict[str, Any], path: Path) -> Score:
-    values = path.with_suffix(".npy")
-    return Score(**plain | {"per_sample": np.load(values) if values.exists() else None})
+def _scores_of(path: Path) -> Path:
+    """Where the scores of single samples are."""
+    return path.with_suffix(".npy")
+
+
+def _losses_of(path: Path) -> Path:
+    return path.with_suffix(".lost.npy")
+
+
+def _array(path: Path) -> NDArray[np.float64] | None:
+    return np.load(path) if path.exists() else None
 
 
 def _digest(text: str) -> str:
