@@ -43,4 +43,4 @@ def test_a_metric_is_measured_beside_the_change():
     task = nets.small_task(score=None, metric=lambda model, loader: float(len(list(loader))))
     original = trained_model(task)
     found = score_and_change(changed(task), task, task.validation, Originals(original, task))
-    assert found.score.value == 3 and found.score.method == "metric" and found.change > 0 and found.lost is None
+    assert found.score.value == 3 and found.score.method == "metric" and found.change > 0 and found.told is None

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tersor.errors import code_of_the_task
-from tersor.measure.certainty import lost_by_deciding
+from tersor.measure.certainty import Decided, Told, decided, joined, told_by_probabilities
 from tersor.measure.outputs import output_change
 from tersor.measure.quality import evaluate, evaluate_model, evaluating, to_device
 from tersor.result import Score
 from tersor.task import Batch, Output, Task
 
 MOST_BYTES = 1 << 28  # of outputs that are kept
+MOST_LOGITS = 1 << 25  # of one model, by which a drop is told
 
 
 class Originals:
@@ -49,43 +48,36 @@ class Originals:
         return output
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Moved:
-    """How a changed model does: its score, the mean change of its outputs, and what samples lose.
+    """How a changed model does: its score, and the mean change of its outputs from the originals.
 
-    lost -- (n,), by the probabilities of the original (:mod:`tersor.measure.certainty`), if asked for.
+    told -- the drop of the score on either half of the samples by the probabilities of both models
+        (:mod:`tersor.measure.certainty`); None where the score is not whether the most likely class is right.
     """
 
     score: Score
     change: float
-    lost: NDArray[np.float64] | None = None
+    told: tuple[Told, Told] | None = None
 
 
 def score_and_change(
-    model: nn.Module,
-    task: Task,
-    loader: Iterable[Batch],
-    originals: Originals,
-    *,
-    at: float | None = None,
-    device: str = "cpu",
+    model: nn.Module, task: Task, loader: Iterable[Batch], originals: Originals, *, device: str = "cpu"
 ) -> Moved:
-    """The score of ``model`` over ``loader``, and the mean change of its outputs from the originals.
-
-    at -- the temperature of the original's probabilities, for what samples lose.
+    """How ``model`` does over ``loader``.
 
     One pass gives all; a task's ``metric`` runs the model itself, and takes another one.
     """
     changes: list[Tensor] = []
-    losses: list[Tensor] = []
+    pairs: list[Decided | None] = []
 
     def predict(batch: Batch) -> Output:
         given = to_device(batch, device)
         output = task.forward(model, given)
         before = originals(len(changes), given)
         changes.append(output_change(before, output, given).detach().cpu())
-        if at is not None:
-            losses.append(lost_by_deciding(before, output, given, at).detach().cpu())
+        room = sum(one.after.numel() for one in pairs if one is not None) < MOST_LOGITS
+        pairs.append(decided(before, output, given) if room and task.metric is None else None)
         return output
 
     with evaluating(model), torch.no_grad():
@@ -96,7 +88,22 @@ def score_and_change(
                 with code_of_the_task(f"task {task.name!r}: forward"):
                     predict(batch)
             score = evaluate_model(model, task, loader, device=device)
-    return Moved(score, float(torch.cat(changes).mean()), torch.cat(losses).numpy() if losses else None)
+    return Moved(score, float(torch.cat(changes).mean()), _told(score, pairs, task.higher_is_better))
+
+
+def _told(score: Score, pairs: list[Decided | None], higher_is_better: bool) -> tuple[Told, Told] | None:
+    """The drops of both halves, where each sample's score is 1 if its most likely class is its label, else 0."""
+    known = [one for one in pairs if one is not None]
+    if not higher_is_better or len(known) < len(pairs) or score.per_sample is None:
+        return None
+    if len(score.per_sample) < 2:
+        return None
+    given = joined(known)
+    right = (given.after.argmax(1) == given.labels).double().numpy()
+    if right.shape != score.per_sample.shape or (right != score.per_sample).any():
+        return None
+    first, second = (told_by_probabilities(given.part(slice(half, None, 2))) for half in (0, 1))
+    return first, second
 
 
 def _size_bytes(output: Output) -> int:

@@ -10,7 +10,8 @@ from time import perf_counter
 import numpy as np
 
 from tersor.errors import BudgetError, ExportError, TargetError, TaskError
-from tersor.measure.expected import CLEAR, MOST_DROP, drawn_to_losses, expected_drops
+from tersor.measure.certainty import Told
+from tersor.measure.expected import CLEAR, MOST_DROP, expected_drops, together
 from tersor.measure.quality import drop_error, greatest_drop, halves
 from tersor.pipeline.allocation import Allocation
 from tersor.pipeline.context import Context
@@ -22,10 +23,9 @@ from tersor.task import Task
 FIRST_LOSS = 0.01  # of the outputs, with which the search begins
 WIDE, FINE = 4.0, 1.15  # the factor between losses tried first, and the one at which halving ends
 MOST_TRIES = 14  # of one bisection
-SAFER = (0.8, 0.64, 0.5, 0.4)  # of the greatest loss inside: for a verdict that does not confirm that
 CLEAR_TRIALS, MOST_SURVEYED = 3, 5  # to tell small drops by clear ones
 KEPT = (0.2, 0.08, 0.04, 0.025, 0.016, 0.011, 0.008, 0.006, 0.004)  # of the weights, round by round
-MOST_SAFER = 12  # finer choices where the verdict confirms none
+SAFER, MOST_SAFER = 0.85, 24  # of the loss, step by step, where the verdict does not confirm the smallest
 PATIENCE = 2  # rounds without a smaller file
 MOST_TUNED = 3  # trainings of one round
 ROUGHER = 2.5  # the factor between their losses
@@ -56,30 +56,39 @@ class Verdicts:
         lost = self.baseline[half].value - halves(trial.score)[half].value
         return lost if self.higher_is_better else -lost
 
-    def told(self, trial: Trial, half: int) -> tuple[float, float | None]:
-        """The drop on a half and its standard error, by the labels and by the original's probabilities."""
-        drop = self.drop(trial, half)
+    def told(self, trial: Trial, half: int) -> Told | None:
+        """The drop on a half by the labels, and by probabilities where there are any; None without errors."""
         error = drop_error(self.baseline[half], halves(trial.score)[half])
-        if error is None or trial.lost is None:
-            return drop, error
-        return drawn_to_losses(drop, error, trial.lost[half::2])
+        if error is None:
+            return None
+        counted = Told(self.drop(trial, half), error)
+        return together(counted, trial.told[half]) if trial.told else counted
 
     def expected(self, trials: Sequence[Trial], half: int) -> list[float]:
-        """The drop of each trial on a half, drawn to what the change of the outputs says, too."""
+        """The drop of each trial on a half.
+
+        Of those that learned nothing it is drawn to what the change of the outputs says, too.
+        """
         told = [self.told(one, half) for one in trials]
-        known = [
-            (change, drop, error)
-            for one, (drop, error) in zip(trials, told, strict=True)
-            if (change := one.change) is not None and error is not None
+        drops = [
+            self.drop(one, half) if found is None else found.drop
+            for one, found in zip(trials, told, strict=True)
         ]
-        if len(known) < len(trials):
-            return [drop for drop, _ in told]
-        return [float(one) for one in expected_drops(*(np.array(part) for part in zip(*known, strict=True)))]
+        lawful = [
+            (at, change, found.drop, found.error)
+            for at, (one, found) in enumerate(zip(trials, told, strict=True))
+            if not one.trained and (change := one.change) is not None and found is not None
+        ]
+        if lawful:
+            places, *known = zip(*lawful, strict=True)
+            for at, drop in zip(places, expected_drops(*map(np.array, known)), strict=True):
+                drops[at] = float(drop)
+        return drops
 
     def clear(self, trials: Iterable[Trial]) -> int:
         """How many trials have drops that are no chance, and small enough for a law of small ones."""
         told = (self.told(one, 0) for one in trials)
-        return sum(1 for drop, error in told if error is None or CLEAR * error < drop <= MOST_DROP)
+        return sum(1 for one in told if one is None or CLEAR * one.error < one.drop <= MOST_DROP)
 
     def keeps(self, trial: Trial) -> bool:
         """Whether the one-sided test at the confidence says so of the other half."""
@@ -181,7 +190,6 @@ def _halve(search: Search, steps: Callable[[float], tuple[Step, ...]], start: fl
 
     First it looks for a drop that is clear, by which small ones can be told
     (:mod:`tersor.measure.expected`); so what was inside may turn out to be outside, and the other way round.
-    At last it makes some that are a little safer, so that the verdict has more to choose from.
     """
     tried: dict[float, Trial] = {}
     loss = start
@@ -202,15 +210,7 @@ def _halve(search: Search, steps: Callable[[float], tuple[Step, ...]], start: fl
             break
         else:
             loss = sqrt(inside * outside)
-    greatest = max((one for one, trial in tried.items() if search.inside(trial)), default=start)
-    for share in SAFER:
-        near = any(1 / FINE < greatest * share / one < FINE for one in tried)
-        if not near and not search.out_of_time():
-            try:
-                tried[greatest * share] = search.try_out(steps(greatest * share))
-            except BudgetError:
-                break
-    return greatest
+    return max((one for one, trial in tried.items() if search.inside(trial)), default=start)
 
 
 def _surveyed(drops: Mapping[float, float]) -> float:
@@ -223,17 +223,21 @@ def _surveyed(drops: Mapping[float, float]) -> float:
 
 
 def _make_safe(search: Search, loss: float) -> None:
-    """Where the half for the verdict confirms nothing, go on to finer candidates until it does."""
+    """Where the half for the verdict does not confirm the smallest file inside, make finer ones until it does.
+
+    After training, and with a confidence, that one file is confirmed is enough.
+    """
     before = _folded(search, ())
     allocation = search.trials.allocation(before, search.effort.batches)
+    any_will_do = search.may_train or search.budget.confidence is not None
+    reached = search.best.size_bytes if search.best else 0
     for _ in range(MOST_SAFER):
-        if search.out_of_time() or any(
-            search.inside(one) and search.passes(one) for one in search.seen
-        ):
+        confirmed = [one.size_bytes for one in search.seen if search.inside(one) and search.passes(one)]
+        if search.out_of_time() or (confirmed and (any_will_do or reached >= min(confirmed))):
             return
-        loss /= 2
+        loss *= SAFER
         try:
-            search.try_out((*before, *allocation.steps(allocation.within_loss(loss))))
+            reached = search.try_out((*before, *allocation.steps(allocation.within_loss(loss)))).size_bytes
         except BudgetError:
             return
 

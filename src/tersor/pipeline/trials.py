@@ -15,19 +15,19 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tersor.artifact.io import Reader
 from tersor.artifact.writer import disk_errors, replacing
 from tersor.errors import TersorError
-from tersor.measure.certainty import temperature
-from tersor.measure.moved import Originals, score_and_change
+from tersor.measure.certainty import Told
+from tersor.measure.moved import Moved, Originals, score_and_change
 from tersor.model.restore import trained_model
 from tersor.pipeline.allocation import Allocation, allocation_after
 from tersor.pipeline.context import Context
 from tersor.pipeline.load import evaluate, runnable
 from tersor.pipeline.run import file_speed, run_steps
 from tersor.pipeline.stages import Stage, StageStore
+from tersor.pipeline.tail import trains
 from tersor.pipeline.work import read_collected, write_collected
 from tersor.recipe.load import dump_recipe
 from tersor.result import Score
@@ -47,7 +47,12 @@ class Trial:
     score: Score
     seconds: float
     change: float | None = None  # of the outputs, the mean over the validation data
-    lost: NDArray[np.float64] | None = None  # by each sample of it (:mod:`tersor.measure.certainty`)
+    told: tuple[Told, Told] | None = None  # its drop on either half, by probabilities
+
+    @property
+    def trained(self) -> bool:
+        """Whether it learned anything after the original."""
+        return any(map(trains, self.recipe.steps))
 
 
 class Notes:
@@ -123,9 +128,10 @@ class Trials:
         name = _digest(dump_recipe(recipe))
         path = self.folder / TRIALS / f"{name}.tersor"
         found = self.notes.once(f"trial {name}", lambda: self._run(recipe, path))
-        score = Score(**found["score"] | {"per_sample": _array(_scores_of(path))})
-        lost = _array(_losses_of(path))
-        return Trial(recipe, path, found["size_bytes"], score, found["seconds"], found["change"], lost)
+        score, told = _score(found["score"], path), found["told"]
+        if told is not None:
+            told = (Told(**told[0]), Told(**told[1]))
+        return Trial(recipe, path, found["size_bytes"], score, found["seconds"], found["change"], told)
 
     def stage(self, steps: tuple[Step, ...]) -> Stage:
         """The file after some steps, run if it is not there yet."""
@@ -168,45 +174,39 @@ class Trials:
         started = perf_counter()
         collected = run_steps(recipe, self.store_of(recipe), self.context)
         ledger = write_collected(path, collected, file_speed(recipe))
-        score, change, lost = self._measured(path)
-        for values, target in ((score.per_sample, _scores_of(path)), (lost, _losses_of(path))):
-            if values is not None:
-                with replacing(target) as partial, disk_errors(target), partial.open("wb") as file:
-                    np.save(file, values)
-        plain = asdict(replace(score, per_sample=None))
+        found = self._measured(path)
+        score = found if isinstance(found, Score) else found.score
+        if score.per_sample is not None:
+            with (
+                replacing(path.with_suffix(".npy")) as partial,
+                disk_errors(path),
+                partial.open("wb") as file,
+            ):
+                np.save(file, score.per_sample)
+        moved = {"change": None, "told": None} if isinstance(found, Score) else asdict(found)
         return {
             "size_bytes": ledger.file_bytes,
-            "change": change, "score": plain, "seconds": perf_counter() - started,
+            "change": moved["change"], "told": moved["told"],
+            "score": asdict(replace(score, per_sample=None)),
+            "seconds": perf_counter() - started,
             "recipe": dump_recipe(recipe),
         }  # fmt: skip
 
-    def _measured(self, path: Path) -> tuple[Score, float | None, NDArray[np.float64] | None]:
-        """The file's score on the validation data, how far its outputs moved, and what samples lost."""
+    def _measured(self, path: Path) -> Score | Moved:
+        """How the file does on the validation data; how its outputs moved, too, where samples have scores."""
         task, device = self.context.task, self.context.device
         assert task.validation is not None
         if task.metric is not None:
-            return evaluate(task, path, loader=task.validation, device=device), None, None
-        reference = trained_model(task.reference).to(device)
-        at = self.notes.once(
-            "temperature", lambda: temperature(reference, task.reference, task.validation, device=device)
-        )
-        originals = Originals(reference, task.reference, device=device, most_bytes=0)
+            return evaluate(task, path, loader=task.validation, device=device)
         model = runnable(task, path, device)
-        found = score_and_change(model, task, task.validation, originals, at=at, device=device)
-        return found.score, found.change, found.lost
+        reference = trained_model(task.reference).to(device)
+        originals = Originals(reference, task.reference, device=device, most_bytes=0)
+        return score_and_change(model, task, task.validation, originals, device=device)
 
 
-def _scores_of(path: Path) -> Path:
-    """Where the scores of single samples are."""
-    return path.with_suffix(".npy")
-
-
-def _losses_of(path: Path) -> Path:
-    return path.with_suffix(".lost.npy")
-
-
-def _array(path: Path) -> NDArray[np.float64] | None:
-    return np.load(path) if path.exists() else None
+def _score(plain: dict[str, Any], path: Path) -> Score:
+    values = path.with_suffix(".npy")
+    return Score(**plain | {"per_sample": np.load(values) if values.exists() else None})
 
 
 def _digest(text: str) -> str:
