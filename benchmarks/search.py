@@ -37,6 +37,8 @@ SECONDS = 900.0
 NETS: Mapping[str, Callable[[], Task]] = {
     "lenet5_caffe": lambda: _mnist("lenet5_caffe", shifts=True),
     "lenet_300_100": lambda: _mnist("lenet_300_100", shifts=True),
+    "lenet5_caffe-plain": lambda: _mnist("lenet5_caffe", shifts=False),
+    "lenet_300_100-plain": lambda: _mnist("lenet_300_100", shifts=False),
     "keras_net": lambda: _mnist("keras_net", shifts=False),
     "resnet20": tasks.resnet20,
 }
@@ -67,7 +69,8 @@ ROWS = (
 
 
 def _mnist(net: str, *, shifts: bool) -> Task:
-    return tasks.mnist_task(net, trained(net, 0, shifts=shifts), shifts=shifts)
+    """The net with weights that were trained with shifts or without; what trains on does with them."""
+    return tasks.mnist_task(net, trained(net, 0, shifts=shifts))
 
 
 def run(row: Row) -> dict[str, Any]:

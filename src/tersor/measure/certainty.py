@@ -1,11 +1,11 @@
 """What two classifiers' own probabilities say of the samples on which they decide otherwise.
 
-Where both decide alike, both are right or both are wrong. Where they do not, what the one gains on the other is
-the probability of its class less that of the other's, which spreads far less than labels do: a small drop is
-told from few samples. The probabilities are those of both models' logits together, weighted so that the labels
-are most likely (stacking: Wolpert 1992, "Stacked generalization"): a model that was only rounded adds nothing
-to the original, one that was trained on may know better, and one weight for all makes probabilities as
-frequent as they claim (Guo et al. 2017, "On calibration of modern neural networks", section 4.2).
+Where both decide alike, both are right or both are wrong. Where they do not, what the one gains on the other
+is the probability of its class less that of the other's, which spreads far less than labels do: a small drop
+is told from few samples. The probabilities are those of both models' logits together, weighted so that the
+labels are most likely (stacking: Wolpert 1992, "Stacked generalization"): a model that was only rounded adds
+nothing to the original, one that was trained on may know better, and one weight for all makes probabilities
+as frequent as they claim (Guo et al. 2017, "On calibration of modern neural networks", section 4.2).
 """
 
 from __future__ import annotations

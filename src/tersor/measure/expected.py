@@ -1,4 +1,4 @@
-"""What a drop of the score is expected to be, from few samples, probabilities, and how far the outputs moved."""
+"""What a drop of the score is expected to be: counted, by probabilities, by how far the outputs moved."""
 
 from __future__ import annotations
 

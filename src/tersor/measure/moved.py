@@ -92,7 +92,7 @@ def score_and_change(
 
 
 def _told(score: Score, pairs: list[Decided | None], higher_is_better: bool) -> tuple[Told, Told] | None:
-    """The drops of both halves, where each sample's score is 1 if its most likely class is its label, else 0."""
+    """The drops of both halves, where a sample's score is 1 if its most likely class is its label, else 0."""
     known = [one for one in pairs if one is not None]
     if not higher_is_better or len(known) < len(pairs) or score.per_sample is None:
         return None

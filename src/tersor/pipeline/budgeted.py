@@ -24,9 +24,11 @@ from tersor.pipeline.forecast import time_step
 from tersor.pipeline.load import check_device
 from tersor.pipeline.result import ARTIFACT, Result, in_folder
 from tersor.pipeline.run import check_seed, check_task, measured_result
-from tersor.pipeline.search import Effort, Search, Verdicts, look
+from tersor.pipeline.search import Effort, Search, Verdicts
 from tersor.pipeline.tail import keep_stage
+from tersor.pipeline.trained import with_training
 from tersor.pipeline.trials import NOTES, Notes, Trial, Trials
+from tersor.pipeline.untrained import make_safe, without_training
 from tersor.pipeline.work import read_collected
 from tersor.progress import Progress, silent
 from tersor.result import Score, SearchRecord, TrialRecord
@@ -97,9 +99,10 @@ def _search(
     verdicts = Verdicts(
         halves(baseline), _allowed_drop(budget, baseline), budget.confidence, task.higher_is_better
     )
+    pace = _pace(budget, notes, context)
     found = Search(
-        budget, Trials(work, context, notes), context, verdicts, effort or _effort(budget, notes, context),
-        size, keep=lambda trial: _put(trial.path, folder / BEST), may_train=may_train,
+        budget, Trials(work, context, notes), context, verdicts, effort or _effort(budget, pace), size,
+        keep=lambda trial: _put(trial.path, folder / BEST), may_train=may_train, pace=pace,
         started=started - notes.seconds,
     )  # fmt: skip
     look(found)
@@ -112,6 +115,15 @@ def _search(
     (folder / BEST).unlink(missing_ok=True)
     rmtree(work)
     return replace(result, path=folder / ARTIFACT)
+
+
+def look(search: Search) -> None:
+    """All trials of a search; the best ends in ``search.best``."""
+    loss = without_training(search)
+    if search.may_train and not search.out_of_time():
+        with_training(search, loss)
+    if search.budget.limits_drop:
+        make_safe(search, loss)
 
 
 def verdict(search: Search, baseline: Score) -> tuple[Trial, SearchRecord]:
@@ -240,15 +252,23 @@ def _allowed_drop(budget: Budget, baseline: Score) -> float:
     return budget.drop_for(baseline.value) if budget.limits_drop else float("inf")
 
 
-def _effort(budget: Budget, notes: Notes, context: Context) -> Effort:
-    """What each round of training may take where time is limited: measured once, and noted."""
-    usual = Effort()
+def _pace(budget: Budget, notes: Notes, context: Context) -> float | None:
+    """The seconds that an epoch takes: measured once, and noted; None where nobody needs to know.
+
+    So it is for training data that have no length.
+    """
     if budget.time_limit is None or context.task.train is None or context.task.loss is None:
-        return usual
+        return None
     epoch = Recipe(name="epoch", steps=(Train(epochs=1.0),))
     dense = collect(trained_model(context.task))
     pace: float | None = notes.once("seconds an epoch", lambda: time_step(dense, epoch, 0, context).seconds)
-    if pace is None:  # the training data have no length
+    return pace
+
+
+def _effort(budget: Budget, pace: float | None) -> Effort:
+    """What each round of training may take where time is limited."""
+    usual = Effort()
+    if budget.time_limit is None or pace is None:
         return usual
     epochs = TRAINING_SHARE * budget.time_limit / pace / ROUNDS
     share = max(epochs / (usual.epochs + 2 * usual.tuning), LEAST_SHARE)

@@ -1,34 +1,22 @@
-"""The least file inside a budget: choices among the candidates of every tensor, tried out as files."""
+"""A search for the least file inside a budget: what was tried, what that lost, and what may be spent."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from math import inf, sqrt
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from time import perf_counter
 
 import numpy as np
 
-from tersor.errors import BudgetError, ExportError, TargetError, TaskError
+from tersor.errors import TaskError
 from tersor.measure.certainty import Told
 from tersor.measure.expected import CLEAR, MOST_DROP, expected_drops, together
 from tersor.measure.quality import drop_error, greatest_drop, halves
-from tersor.pipeline.allocation import Allocation
 from tersor.pipeline.context import Context
 from tersor.pipeline.trials import Trial, Trials
 from tersor.result import Score
-from tersor.spec import Budget, Fold, Prune, Recipe, Step, Train
+from tersor.spec import Budget, Recipe, Step
 from tersor.task import Task
-
-FIRST_LOSS = 0.01  # of the outputs, with which the search begins
-WIDE, FINE = 4.0, 1.15  # the factor between losses tried first, and the one at which halving ends
-MOST_TRIES = 14  # of one bisection
-CLEAR_TRIALS, MOST_SURVEYED = 3, 5  # to tell small drops by clear ones
-KEPT = (0.2, 0.08, 0.04, 0.025, 0.016, 0.011, 0.008, 0.006, 0.004)  # of the weights, round by round
-SAFER, MOST_SAFER = 0.85, 24  # of the loss, step by step, where the verdict does not confirm the smallest
-PATIENCE = 2  # rounds without a smaller file
-MOST_TUNED = 3  # trainings of one round
-ROUGHER = 2.5  # the factor between their losses
 
 
 @dataclass(frozen=True)
@@ -105,7 +93,10 @@ class Verdicts:
 
 @dataclass
 class Search:
-    """One search: its trials, the best of them, and what it may spend."""
+    """One search: its trials, the best of them, and what it may spend.
+
+    pace -- seconds an epoch of training takes, if that was measured.
+    """
 
     budget: Budget
     trials: Trials
@@ -115,6 +106,7 @@ class Search:
     dense_bytes: int
     keep: Callable[[Trial], None]
     may_train: bool
+    pace: float | None = None
     started: float = field(default_factory=perf_counter)
     seen: list[Trial] = field(default_factory=list)
     best: Trial | None = None
@@ -124,10 +116,16 @@ class Search:
         """What is compressed."""
         return self.context.task
 
+    @property
+    def seconds_left(self) -> float | None:
+        """Of the time limit, if there is one."""
+        limit = self.budget.time_limit
+        return None if limit is None else limit - (perf_counter() - self.started)
+
     def out_of_time(self) -> bool:
         """Whether no further trial may begin; the first one always may."""
-        limit = self.budget.time_limit
-        return bool(self.seen) and limit is not None and perf_counter() - self.started > limit
+        left = self.seconds_left
+        return bool(self.seen) and left is not None and left < 0
 
     def try_out(self, steps: tuple[Step, ...]) -> Trial:
         """Run steps as a recipe, and keep the file where it is the best so far."""
@@ -164,158 +162,3 @@ class Search:
         if self.budget.limits_drop:
             return one.size_bytes < other.size_bytes
         return self.drop(one) < self.drop(other)
-
-
-def look(search: Search) -> None:
-    """All trials of a search; the best ends in ``search.best``."""
-    loss = _without_training(search, (), FIRST_LOSS)
-    if search.may_train and not search.out_of_time():
-        _with_training(search, loss)
-    if search.budget.limits_drop:
-        _make_safe(search, loss)
-
-
-def _without_training(search: Search, before: tuple[Step, ...], start: float) -> float:
-    """Choices for the model after some steps, from rough to fine; returns the loss to go on from."""
-    before = _folded(search, before)
-    allocation = search.trials.allocation(before, search.effort.batches)
-    if not search.budget.limits_drop:
-        _fill(search, before, allocation)
-        return start
-    return _halve(search, lambda loss: (*before, *allocation.steps(allocation.within_loss(loss))), start)
-
-
-def _halve(search: Search, steps: Callable[[float], tuple[Step, ...]], start: float) -> float:
-    """Bisect the loss of the outputs between what is inside the budget and what is outside.
-
-    First it looks for a drop that is clear, by which small ones can be told
-    (:mod:`tersor.measure.expected`); so what was inside may turn out to be outside, and the other way round.
-    """
-    tried: dict[float, Trial] = {}
-    loss = start
-    while len(tried) < MOST_TRIES and not search.out_of_time():
-        try:
-            tried[loss] = search.try_out(steps(loss))
-        except BudgetError:  # less than the finest candidates lose
-            break
-        outside = min((one for one, trial in tried.items() if not search.inside(trial)), default=inf)
-        inside = max((one for one in tried if one < outside), default=0.0)
-        if search.verdicts.clear(tried.values()) < CLEAR_TRIALS and len(tried) < MOST_SURVEYED:
-            loss = _surveyed({one: search.verdicts.drop(trial, 0) for one, trial in tried.items()})
-        elif not inside:
-            loss = outside / WIDE
-        elif outside == inf:
-            loss = inside * WIDE
-        elif outside / inside < FINE:
-            break
-        else:
-            loss = sqrt(inside * outside)
-    return max((one for one, trial in tried.items() if search.inside(trial)), default=start)
-
-
-def _surveyed(drops: Mapping[float, float]) -> float:
-    """Where a clear drop is looked for next: between those that are too great to tell, and the others."""
-    great = min((loss for loss, drop in drops.items() if drop > MOST_DROP), default=inf)
-    small = max((loss for loss in drops if loss < great), default=0.0)
-    if great == inf:
-        return small * WIDE
-    return sqrt(small * great) if small else great / WIDE**2
-
-
-def _make_safe(search: Search, loss: float) -> None:
-    """Where the half for the verdict does not confirm the smallest file inside, make finer ones until it does.
-
-    After training, and with a confidence, that one file is confirmed is enough.
-    """
-    before = _folded(search, ())
-    allocation = search.trials.allocation(before, search.effort.batches)
-    any_will_do = search.may_train or search.budget.confidence is not None
-    reached = search.best.size_bytes if search.best else 0
-    for _ in range(MOST_SAFER):
-        confirmed = [one.size_bytes for one in search.seen if search.inside(one) and search.passes(one)]
-        if search.out_of_time() or (confirmed and (any_will_do or reached >= min(confirmed))):
-            return
-        loss *= SAFER
-        try:
-            reached = search.try_out((*before, *allocation.steps(allocation.within_loss(loss)))).size_bytes
-        except BudgetError:
-            return
-
-
-def _fill(
-    search: Search, before: tuple[Step, ...], allocation: Allocation, tuned: Train | None = None
-) -> None:
-    """The least loss whose file has no more than the bytes that are allowed."""
-    most = search.budget.bytes_for(search.dense_bytes)
-    allowance = float(most)
-    for _ in range(MOST_TRIES):
-        if search.out_of_time():
-            return
-        try:
-            chosen, least = allocation.within_bytes(allowance), False
-        except BudgetError:
-            chosen, least = allocation.cheapest(), True
-        trial = search.try_out((*before, *allocation.steps(chosen), *([tuned] if tuned else [])))
-        if trial.size_bytes <= most or least:
-            return
-        allowance -= trial.size_bytes - most
-
-
-def _with_training(search: Search, loss: float) -> None:
-    """Prune more and more, train, choose again, tune what was chosen; until files get no smaller."""
-    effort = search.effort
-    before: tuple[Step, ...] = ()
-    worse = 0
-    for round_, kept in enumerate(KEPT, 1):
-        train = Train(epochs=effort.epochs, lr=effort.lr, warmup=0.05)
-        before += (
-            Prune(name=f"prune-{round_}", fraction=1 - kept, scope="global", schedule="gradual", train=train),
-        )
-        best, pruned = search.best, search.try_out(before)
-        if search.budget.limits_drop and not search.inside(pruned) and not search.out_of_time():
-            before += (replace(train, name=f"recover-{round_}"),)
-            pruned = search.try_out(before)
-        if search.out_of_time() or (search.budget.limits_drop and not search.inside(pruned)):
-            break
-        loss = _tuned(search, before, loss)
-        worse = 0 if search.best is not best else worse + 1
-        if worse == PATIENCE or search.out_of_time():
-            break
-
-
-def _tuned(search: Search, before: tuple[Step, ...], loss: float) -> float:
-    """Choose for what was pruned, rougher than the budget allows, and let training make up for it.
-
-    Returns the roughest that was inside.
-    """
-    before = _folded(search, before)
-    allocation = search.trials.allocation(before, search.effort.batches)
-    tune = Train(name="tune", epochs=search.effort.tuning, lr=search.effort.tuning_lr, warmup=0.05)
-    if not search.budget.limits_drop:
-        _fill(search, before, allocation, tune)
-        return loss
-    best = None
-    for _ in range(MOST_TUNED):
-        if search.out_of_time():
-            break
-        try:
-            trial = search.try_out((*before, *allocation.steps(allocation.within_loss(loss)), tune))
-        except BudgetError:
-            break
-        if search.inside(trial):
-            best, loss = loss, loss * ROUGHER
-        elif best is not None:
-            break
-        else:
-            loss /= ROUGHER
-    return best or loss
-
-
-def _folded(search: Search, before: tuple[Step, ...]) -> tuple[Step, ...]:
-    """The steps with norms folded after them, where there are any and the model can be traced."""
-    try:
-        stage = search.trials.stage((*before, Fold()))
-    except (TargetError, TaskError, ExportError) as error:
-        search.context.progress("search", 0, 0, f"norms stay as they are: {error}")
-        return before
-    return (*before, Fold()) if any(one.applied for one in stage.record.touched) else before
