@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WEIGHTS := $(VENV)/.weights
 NNCF := $(VENV)/nncf
+WORKERS := $${WORKERS:-2}
 RUN := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python
 
 .PHONY: help setup demo test check format bench-baselines bench-resnet20 bench-lenet bench-tutorials bench-clustering bench-coding \
@@ -36,7 +37,7 @@ demo: $(READY)  ## train a small net on real digits, compress it, read the file 
 	$(RUN) examples/digits.py
 
 test: $(READY) check  ## everything CI runs: checks, unit, property, doctest, README and example tests
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope
 
 check: $(READY)  ## ruff, mypy --strict, architecture, exports, sizes
 	$(BIN)/ruff format --check .

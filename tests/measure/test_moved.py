@@ -44,3 +44,13 @@ def test_a_metric_is_measured_beside_the_change():
     original = trained_model(task)
     found = score_and_change(changed(task), task, task.validation, Originals(original, task))
     assert found.score.value == 3 and found.score.method == "metric" and found.change > 0 and found.told is None
+
+
+def test_drops_are_told_by_probabilities_where_the_score_is_of_the_most_likely_class():
+    task = nets.small_task()
+    found = score_and_change(changed(task), task, task.validation, Originals(trained_model(task), task))
+    assert found.told is not None and all(one.error > 0 for one in found.told)
+    for other in ({"score": lambda output, batch: output.float().amax(1)}, {"higher_is_better": False}):
+        lesser = nets.small_task(**other)
+        model, originals = changed(lesser), Originals(trained_model(lesser), lesser)
+        assert score_and_change(model, lesser, lesser.validation, originals).told is None
