@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from tersor.pipeline.run import compress
     from tersor.pipeline.search import Effort
     from tersor.pipeline.sensitivity import Survey, sensitivity
-    from tersor.pipeline.strategies import Timing, strategies
+    from tersor.pipeline.strategies import strategies
+    from tersor.pipeline.timing import Timing
     from tersor.recipe.load import load_recipe
     from tersor.spec import (
         Budget,
@@ -78,7 +79,7 @@ _HOME = {
     "evaluate_onnx": "pipeline.export",
     "memory": "pipeline.memory",
     "strategies": "pipeline.strategies",
-    "Timing": "pipeline.strategies",
+    "Timing": "pipeline.timing",
     "compare_files": "pipeline.compare",
     "sensitivity": "pipeline.sensitivity",
     "Survey": "pipeline.sensitivity",

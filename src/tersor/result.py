@@ -135,7 +135,8 @@ class TrialRecord:
 
     measured_drop, verdict_drop -- on the half of the validation data that trials are chosen on, and on the
         other; drop -- what is expected by the former and by how far the outputs moved. inside -- the budget,
-        by the expected drop; front -- no other trial has fewer bytes and a smaller one.
+        by the expected drop; front -- no other trial has fewer bytes and a smaller one. latency -- by that of
+        the uncompressed model, where that is looked for; it takes then the place of bytes.
     """
 
     steps: str
@@ -146,6 +147,7 @@ class TrialRecord:
     inside: bool
     front: bool
     seconds: float
+    latency: float | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from tersor.spec.budget import OBJECTIVES
+
 _SIZES = {"": 1, "B": 1, "KB": 1000, "MB": 1000**2, "KIB": 1024, "MIB": 1024**2}
 _SECONDS = {"": 1, "S": 1, "M": 60, "MIN": 60, "H": 3600}
 
@@ -55,6 +57,8 @@ OPTIONS = (
                  help="Search: the best score at this ratio."),
     click.option("--confidence", type=click.FloatRange(50, 100, min_open=True, max_open=True),
                  help="Percent: a one-sided test has to confirm the drop; else the measured one decides."),
+    click.option("--objective", type=click.Choice(OBJECTIVES),
+                 help="Search: what is to be least: the file's size (default), or the latency in 8 bits."),
     click.option("--time-limit", type=DURATION,
                  help="When a search begins no further trial (900, 15min, 2h)."),
     click.option("--resume", is_flag=True, help="Insist on a search in OUT that was interrupted."),
@@ -65,6 +69,7 @@ NAMES = (
     "target_size",
     "target_ratio",
     "confidence",
+    "objective",
     "time_limit",
 )
 

@@ -50,7 +50,7 @@ def strategies(
                 check_out(out / name)
         import tersor
         from tersor.cli.task_ref import load_task
-        from tersor.pipeline.strategies import Timing
+        from tersor.pipeline.timing import Timing
         from tersor.report.memory import PREFETCH
         from tersor.report.strategies import strategy_table
 

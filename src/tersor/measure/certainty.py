@@ -56,7 +56,7 @@ def decided(before: Output, after: Output, batch: Batch) -> Decided | None:
         labels = labels_of(batch, found.logits, Distill(class_axis=found.axis))
     if not isinstance(labels, Tensor) or logits[0].shape != logits[1].shape:
         return None
-    return Decided(*logits, labels.cpu())
+    return Decided(logits[0], logits[1], labels.cpu())
 
 
 def joined(parts: list[Decided]) -> Decided:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Collection, Iterable, Iterator, Sized
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from itertools import islice
@@ -19,6 +19,8 @@ from tersor.measure.size import dense_bytes
 from tersor.model.attach import collect
 from tersor.model.restore import trained_model
 from tersor.pipeline.context import Context
+from tersor.pipeline.export import export_model
+from tersor.pipeline.fastest import fastest
 from tersor.pipeline.fingerprint import fingerprint
 from tersor.pipeline.forecast import time_step
 from tersor.pipeline.load import check_device
@@ -26,6 +28,7 @@ from tersor.pipeline.result import ARTIFACT, Result, in_folder
 from tersor.pipeline.run import check_seed, check_task, measured_result
 from tersor.pipeline.search import Effort, Search, Verdicts
 from tersor.pipeline.tail import keep_stage
+from tersor.pipeline.timing import Stopwatch, Timing
 from tersor.pipeline.trained import with_training
 from tersor.pipeline.trials import NOTES, Notes, Trial, Trials
 from tersor.pipeline.untrained import make_safe, without_training
@@ -35,9 +38,10 @@ from tersor.result import Score, SearchRecord, TrialRecord
 from tersor.spec import Budget, Code, Recipe, Train
 from tersor.task import Batch, Task
 
-WORK, BEST = ".tersor-search", "best.tersor"
+WORK, BEST, EXPORTED = ".tersor-search", "best.tersor", "model.onnx"
 TRAINING_SHARE = 0.8  # of the time limit
 LEAST_SHARE = 0.1  # of the usual training, however little time there is
+Means = tuple[Effort | None, Timing | None]
 ROUNDS = 6  # that a search with a time limit is to have time for
 
 
@@ -49,6 +53,7 @@ def search(
     seed: int = 0,
     device: str = "cpu",
     effort: Effort | None = None,
+    timing: Timing | None = None,
     resume: bool = False,
     progress: Progress = silent,
 ) -> Result:
@@ -64,6 +69,9 @@ def search(
         it stopped when it is asked for again; ``resume`` insists on there being one. The folder of another
         search is refused.
     effort -- of each round of training; by default what the time limit allows.
+    timing -- how files are timed where the objective is latency: then nothing is trained, and layers are in 8
+        bits (weights and activations) or in floats. The fastest inside the budget is the result, with
+        ``model.onnx`` beside it; where nothing in 8 bits is faster, that has none.
 
     A budget that is not met gives the nearest file that was found, and ``result.search.missed_by`` says by
     how much. Raises what :func:`tersor.compress` does, and :class:`TaskError` without validation data.
@@ -74,13 +82,12 @@ def search(
     if task.validation is None:
         raise TaskError(f"task {task.name!r} has no validation data: a search chooses and judges by them")
     context = Context(task, seed, device, None, progress)
-    return in_folder(out, lambda folder: _search(task, budget, folder, context, effort, resume))
+    return in_folder(out, lambda folder: _search(task, budget, folder, context, (effort, timing), resume))
 
 
-def _search(
-    task: Task, budget: Budget, folder: Path, context: Context, effort: Effort | None, resume: bool
-) -> Result:
+def _search(task: Task, budget: Budget, folder: Path, context: Context, means: Means, resume: bool) -> Result:
     started = perf_counter()
+    effort, timing = means
     may_train = task.train is not None and task.loss is not None
     task = with_calibration(task)
     context = replace(context, task=task)
@@ -95,15 +102,17 @@ def _search(
         raise SpecError(f"there is no search to resume in {str(folder)!r}: leave --resume out to begin one")
     with disk_errors(folder):
         work.mkdir(parents=True, exist_ok=True)
-    notes = Notes(work / NOTES, _key(task, budget, effort, baseline, context))
+    notes = Notes(work / NOTES, _key(task, budget, means, baseline, context))
     verdicts = Verdicts(
         halves(baseline), _allowed_drop(budget, baseline), budget.confidence, task.higher_is_better
     )
-    pace = _pace(budget, notes, context)
+    fast = budget.objective == "latency"
+    stopwatch = Stopwatch(task, timing or Timing()) if fast else None
+    pace = None if fast else _pace(budget, notes, context)
     found = Search(
-        budget, Trials(work, context, notes), context, verdicts, effort or _effort(budget, pace), size,
-        keep=lambda trial: _put(trial.path, folder / BEST), may_train=may_train, pace=pace,
-        started=started - notes.seconds,
+        budget, Trials(work, context, notes, stopwatch), context, verdicts,
+        effort or _effort(budget, pace), size, keep=lambda trial: _put(trial.path, folder / BEST),
+        may_train=may_train and not fast, pace=pace, started=started - notes.seconds,
     )  # fmt: skip
     look(found)
     trial, record = verdict(found, baseline)
@@ -111,6 +120,8 @@ def _search(
     result = replace(result, seconds=perf_counter() - found.started)
     result.save(folder)
     keep_stage(trial.recipe.steps, found.trials.store_of(trial.recipe).stages, folder)
+    if fast:
+        export_model(task, folder / ARTIFACT, folder / EXPORTED, batches=1)
     _put(work / NOTES, folder / NOTES)
     (folder / BEST).unlink(missing_ok=True)
     rmtree(work)
@@ -119,6 +130,9 @@ def _search(
 
 def look(search: Search) -> None:
     """All trials of a search; the best ends in ``search.best``."""
+    if search.budget.objective == "latency":
+        fastest(search)
+        return
     loss = without_training(search)
     if search.may_train and not search.out_of_time():
         with_training(search, loss)
@@ -136,7 +150,7 @@ def verdict(search: Search, baseline: Score) -> tuple[Trial, SearchRecord]:
     if not search.seen:
         raise TaskError("the search made no trial: raise the time limit")
     inside = [one for one in search.seen if search.inside(one)]
-    ranked = sorted(inside, key=lambda one: _rank(search, one))
+    ranked = sorted(inside, key=search.rank)
     if not search.budget.limits_drop:
         passed = ranked[:1]
     elif search.budget.confidence is None:
@@ -147,7 +161,7 @@ def verdict(search: Search, baseline: Score) -> tuple[Trial, SearchRecord]:
             if not search.passes(one):
                 break
             passed.append(one)
-        passed = sorted(passed, key=lambda one: _rank(search, one))[:1]
+        passed = sorted(passed, key=search.rank)[:1]
     chosen = passed[0] if passed else min(search.seen, key=lambda one: _distance(search, one))
     missed = 0.0 if passed else _distance(search, chosen)
     return chosen, _record(search, baseline, chosen, missed)
@@ -187,11 +201,6 @@ def with_calibration(task: Task) -> Task:
     return replace(task, train=next(parts), validation=next(parts))
 
 
-def _rank(search: Search, trial: Trial) -> tuple[float, float]:
-    drop = search.drop(trial)
-    return (trial.size_bytes, drop) if search.budget.limits_drop else (drop, trial.size_bytes)
-
-
 def _distance(search: Search, trial: Trial) -> float:
     """By how much a trial misses the budget; a little more than nothing where only the test says no."""
     if not search.budget.limits_drop:
@@ -203,7 +212,10 @@ def _distance(search: Search, trial: Trial) -> float:
 def _record(search: Search, baseline: Score, chosen: Trial, missed: float) -> SearchRecord:
     budget, verdicts = search.budget, search.verdicts
     expected = {one.path: search.drop(one) for one in search.seen}
-    points = [(one.size_bytes, expected[one.path]) for one in search.seen]
+    points = {
+        one.path: (search.rank(one)[0] if one.latency else one.size_bytes, expected[one.path])
+        for one in search.seen
+    }
     rows = tuple(
         TrialRecord(
             steps=" > ".join(step.name for step in one.recipe.steps),
@@ -212,8 +224,9 @@ def _record(search: Search, baseline: Score, chosen: Trial, missed: float) -> Se
             measured_drop=verdicts.drop(one, 0),
             verdict_drop=search.drop(one, 1),
             inside=search.inside(one),
-            front=_on_front(points, (one.size_bytes, expected[one.path])),
+            front=_on_front(points.values(), points[one.path]),
             seconds=one.seconds,
+            latency=one.latency.ratio if one.latency else None,
         )
         for one in search.seen
     )
@@ -232,7 +245,7 @@ def _record(search: Search, baseline: Score, chosen: Trial, missed: float) -> Se
     )
 
 
-def _on_front(points: Sequence[tuple[int, float]], one: tuple[int, float]) -> bool:
+def _on_front(points: Collection[tuple[float, float]], one: tuple[float, float]) -> bool:
     return not any(other != one and other[0] <= one[0] and other[1] <= one[1] for other in points)
 
 
@@ -275,10 +288,10 @@ def _effort(budget: Budget, pace: float | None) -> Effort:
     return replace(usual, epochs=round(usual.epochs * share, 3), tuning=round(usual.tuning * share, 3))
 
 
-def _key(task: Task, budget: Budget, effort: Effort | None, baseline: Score, context: Context) -> str:
+def _key(task: Task, budget: Budget, means: Means, baseline: Score, context: Context) -> str:
     """Whose notes these are: everything that a run's stages depend on, the samples, and what is asked for."""
     words = fingerprint(task, Recipe(name="search", steps=(Code(),)), context.seed, context.device)
-    asked = repr((words, replace(budget, time_limit=None), effort, baseline.order, baseline.value))
+    asked = repr((words, replace(budget, time_limit=None), means, baseline.order, baseline.value))
     return blake2b(asked.encode(), digest_size=16).hexdigest()
 
 

@@ -159,6 +159,11 @@ class Search:
 
     def better(self, one: Trial, other: Trial) -> bool:
         """Whether ``one`` is more of what is looked for."""
-        if self.budget.limits_drop:
-            return one.size_bytes < other.size_bytes
-        return self.drop(one) < self.drop(other)
+        return self.rank(one) < self.rank(other)
+
+    def rank(self, trial: Trial) -> tuple[float, float]:
+        """What is to be least, and what decides between equals."""
+        drop = self.drop(trial)
+        if trial.latency is not None:
+            return trial.latency.ratio, drop
+        return (trial.size_bytes, drop) if self.budget.limits_drop else (drop, trial.size_bytes)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
 
 from tersor.errors import SpecError, TersorError, in_context
-from tersor.export.runtimes import Session, open_session
-from tersor.measure.latency import FEWEST_ROUNDS, compare_latency
+from tersor.measure.latency import compare_latency
 from tersor.measure.quality import compare
 from tersor.measure.strategy import Strategy
 from tersor.pipeline.export import export_model
@@ -21,6 +18,7 @@ from tersor.pipeline.load import evaluate
 from tersor.pipeline.memory import FILE, memory
 from tersor.pipeline.result import ARTIFACT
 from tersor.pipeline.run import compress
+from tersor.pipeline.timing import Timing
 from tersor.progress import Progress, inside, silent
 from tersor.recipe.load import load_recipe
 from tersor.result import Score
@@ -35,28 +33,6 @@ UNIFORM: Mapping[str, Recipe] = {
 }
 MIXED = "mixed"
 EXPORTED = "model.onnx"
-Clock = Literal["wall", "cpu"]
-
-
-@dataclass(frozen=True)
-class Timing:
-    """How files are timed: samples at once, rounds, threads of the runtime, and which clock.
-
-    ``cpu`` counts the time of all threads on the processor: steadier on a busy machine.
-    """
-
-    batch_size: int = 1
-    rounds: int = 30
-    threads: int = 1
-    clock: Clock = "wall"
-
-    def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("rounds", FEWEST_ROUNDS), ("threads", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise SpecError(f"{name} is {value!r}: it has to be a whole number, {least} or more")
-        if self.clock not in ("wall", "cpu"):
-            raise SpecError(f"clock is {self.clock!r}: it has to be wall or cpu")
 
 
 def strategies(
@@ -163,23 +139,20 @@ def _in_memory(task: Task, one: Strategy, timing: Timing) -> Strategy:
 
 def _timed(task: Task, found: list[Strategy], timing: Timing, progress: Progress) -> tuple[Strategy, ...]:
     """Those that were exported, timed in turns; a file that does not run says why."""
-    exported = [one for one in found if one.exported is not None]
+    exported = {one.name: one.exported for one in found if one.exported is not None}
     if not exported:
         return tuple(found)
     feeds = task_feeds(task)
     calls: dict[str, Callable[[], object]] = {}
     missing: dict[str, str] = {}
-    for one in exported:
+    for name, path in exported.items():
         try:
-            session = open_session(str(one.exported), threads=timing.threads)
-            arrays = feeds(session, timing.batch_size)
-            session.run(arrays)
+            calls[name] = timing.call(path, feeds)
         except TersorError as error:
-            missing[one.name] = str(error)
-            continue
-        calls[one.name] = _call(session, arrays)
-    clock = time.process_time if timing.clock == "cpu" else time.perf_counter
-    measured = compare_latency(calls, rounds=timing.rounds, clock=clock, progress=progress) if calls else ()
+            missing[name] = str(error)
+    measured = (
+        compare_latency(calls, rounds=timing.rounds, clock=timing.reads, progress=progress) if calls else ()
+    )
     by_name = {one.name: one for one in measured}
     return tuple(
         replace(one, missing={**one.missing, "latency": missing[one.name]})
@@ -187,7 +160,3 @@ def _timed(task: Task, found: list[Strategy], timing: Timing, progress: Progress
         else replace(one, latency=by_name.get(one.name))
         for one in found
     )
-
-
-def _call(session: Session, arrays: list[Any]) -> Callable[[], object]:
-    return lambda: session.call(arrays)

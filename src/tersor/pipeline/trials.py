@@ -28,6 +28,7 @@ from tersor.pipeline.load import evaluate, runnable
 from tersor.pipeline.run import file_speed, run_steps
 from tersor.pipeline.stages import Stage, StageStore
 from tersor.pipeline.tail import trains
+from tersor.pipeline.timing import Ratio, Stopwatch
 from tersor.pipeline.work import read_collected, write_collected
 from tersor.recipe.load import dump_recipe
 from tersor.result import Score
@@ -48,6 +49,7 @@ class Trial:
     seconds: float
     change: float | None = None  # of the outputs, the mean over the validation data
     told: tuple[Told, Told] | None = None  # its drop on either half, by probabilities
+    latency: Ratio | None = None  # by that of the uncompressed model, where that is looked for
 
     @property
     def trained(self) -> bool:
@@ -114,10 +116,13 @@ class Notes:
 class Trials:
     """Runs recipes in ``folder``; what an earlier process finished is taken from there."""
 
-    def __init__(self, folder: Path, context: Context, notes: Notes) -> None:
+    def __init__(
+        self, folder: Path, context: Context, notes: Notes, stopwatch: Stopwatch | None = None
+    ) -> None:
         self.folder = folder
         self.context = context
         self.notes = notes
+        self.stopwatch = stopwatch
         self._allocated: tuple[str, Allocation] | None = None
         for one in (STAGES, TRIALS):
             with disk_errors(folder):
@@ -131,7 +136,10 @@ class Trials:
         score, told = _score(found["score"], path), found["told"]
         if told is not None:
             told = (Told(**told[0]), Told(**told[1]))
-        return Trial(recipe, path, found["size_bytes"], score, found["seconds"], found["change"], told)
+        latency = Ratio(**found["latency"]) if found["latency"] else None
+        return Trial(
+            recipe, path, found["size_bytes"], score, found["seconds"], found["change"], told, latency
+        )
 
     def stage(self, steps: tuple[Step, ...]) -> Stage:
         """The file after some steps, run if it is not there yet."""
@@ -188,6 +196,7 @@ class Trials:
             "size_bytes": ledger.file_bytes,
             "change": moved["change"], "told": moved["told"],
             "score": asdict(replace(score, per_sample=None)),
+            "latency": asdict(self.stopwatch.ratio(path)) if self.stopwatch else None,
             "seconds": perf_counter() - started,
             "recipe": dump_recipe(recipe),
         }  # fmt: skip

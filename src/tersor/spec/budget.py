@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isfinite
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from tersor.checks import check_kinds, require
+from tersor.checks import check_kinds, one_of, require
 from tersor.errors import SpecError
 
+OBJECTIVES = ("size", "latency")
 LIMITS = ("max_drop", "max_drop_relative", "target_size", "target_ratio")  # exactly one is given
 
 
@@ -23,6 +24,8 @@ class Budget:
     confidence -- None: the drop that was measured decides. A percentage: a one-sided paired test has to show
         that the true drop is inside the limit, so that it is so in that share of all searches.
     time_limit -- seconds after which no further trial begins; the best so far is the result.
+    objective -- what is to be least inside a limit of the drop: the ``size`` of the file, or the ``latency``
+        of the model with as many layers in 8 bits as that takes, measured in ONNX Runtime.
     """
 
     kind: ClassVar[str] = "budget"
@@ -32,9 +35,11 @@ class Budget:
     target_ratio: float | None = None
     confidence: float | None = None
     time_limit: float | None = None
+    objective: Literal["size", "latency"] = "size"
 
     def __post_init__(self) -> None:
         check_kinds(self)
+        one_of(self, "objective", OBJECTIVES)
         _ = self.limit
         for name in ("max_drop", "max_drop_relative"):
             value = getattr(self, name)
@@ -48,6 +53,8 @@ class Budget:
         require(self.time_limit is None or self.time_limit > 0, "time_limit", self.time_limit, "more than 0")
         if not self.limits_drop and self.confidence is not None:
             raise SpecError(f"{self.limit} limits bytes: a confidence goes with a limit of the drop")
+        if not self.limits_drop and self.objective == "latency":
+            raise SpecError(f"{self.limit} limits bytes: the objective latency goes with a limit of the drop")
 
     @property
     def limit(self) -> str:
