@@ -149,6 +149,11 @@ class TrialRecord:
     seconds: float
     latency: float | None = None
 
+    @property
+    def cost(self) -> float:
+        """What was to be least: the latency where that is looked for, else the bytes."""
+        return self.size_bytes if self.latency is None else self.latency
+
 
 @dataclass(frozen=True)
 class SearchRecord:

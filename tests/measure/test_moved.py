@@ -43,7 +43,9 @@ def test_a_metric_is_measured_beside_the_change():
     task = nets.small_task(score=None, metric=lambda model, loader: float(len(list(loader))))
     original = trained_model(task)
     found = score_and_change(changed(task), task, task.validation, Originals(original, task))
-    assert found.score.value == 3 and found.score.method == "metric" and found.change > 0 and found.told is None
+    assert (
+        found.score.value == 3 and found.score.method == "metric" and found.change > 0 and found.told is None
+    )
 
 
 def test_drops_are_told_by_probabilities_where_the_score_is_of_the_most_likely_class():

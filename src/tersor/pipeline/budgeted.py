@@ -211,25 +211,21 @@ def _distance(search: Search, trial: Trial) -> float:
 
 def _record(search: Search, baseline: Score, chosen: Trial, missed: float) -> SearchRecord:
     budget, verdicts = search.budget, search.verdicts
-    expected = {one.path: search.drop(one) for one in search.seen}
-    points = {
-        one.path: (search.rank(one)[0] if one.latency else one.size_bytes, expected[one.path])
-        for one in search.seen
-    }
-    rows = tuple(
+    rows = [
         TrialRecord(
             steps=" > ".join(step.name for step in one.recipe.steps),
             size_bytes=one.size_bytes,
-            drop=expected[one.path],
+            drop=search.drop(one),
             measured_drop=verdicts.drop(one, 0),
             verdict_drop=search.drop(one, 1),
             inside=search.inside(one),
-            front=_on_front(points.values(), points[one.path]),
+            front=False,
             seconds=one.seconds,
             latency=one.latency.ratio if one.latency else None,
         )
         for one in search.seen
-    )
+    ]
+    points = [(one.cost, one.drop) for one in rows]
     comparison = compare(
         verdicts.baseline[1], halves(chosen.score)[1], higher_is_better=verdicts.higher_is_better,
         asked_drop=verdicts.allowed if budget.limits_drop else None,
@@ -241,7 +237,7 @@ def _record(search: Search, baseline: Score, chosen: Trial, missed: float) -> Se
         validation_samples=baseline.samples,
         note=comparison.note,
         in_the_way=search.trials.worst_layers() if missed else (),
-        trials=rows,
+        trials=tuple(replace(one, front=_on_front(points, (one.cost, one.drop))) for one in rows),
     )
 
 

@@ -99,17 +99,18 @@ def _nothing(axes: Axes, at: int) -> None:
 
 
 def front_figure(record: SearchRecord, chosen_bytes: int) -> Figure:
-    """Every file that a search made by its bytes and its drop; those that no other beats are joined.
+    """Every file that a search made by its bytes (or latency) and its drop; those that none beats are joined.
 
     chosen_bytes -- of the file that it handed back.
     """
     limits_drop = any(name.startswith("max_drop") for name in record.budget)
+    timed = any(one.latency is not None for one in record.trials)
     figure = new_figure(9, 5.2)
     axes: Axes = figure.subplots()
     tidy(axes)
     axes.grid(color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
-    front = sorted((one.size_bytes, one.drop) for one in record.trials if one.front)
+    front = sorted((one.cost, one.drop) for one in record.trials if one.front)
     axes.step(
         *zip(*front, strict=True), where="post", color=GREY, linewidth=1.2, label="front"
     ) if front else None
@@ -117,11 +118,11 @@ def front_figure(record: SearchRecord, chosen_bytes: int) -> Figure:
         (True, "o", BLUE, "inside the budget"),
         (False, "X", RED, "outside"),
     ):
-        points = [(one.size_bytes, one.drop) for one in record.trials if one.inside is inside]
+        points = [(one.cost, one.drop) for one in record.trials if one.inside is inside]
         if points:
             axes.plot(*zip(*points, strict=True), marker, markersize=8, color=color, markeredgecolor="white",
                       markeredgewidth=0.6, label=label, zorder=3)  # fmt: skip
-    chosen = [(one.size_bytes, one.drop) for one in record.trials if one.size_bytes == chosen_bytes]
+    chosen = [(one.cost, one.drop) for one in record.trials if one.size_bytes == chosen_bytes]
     if chosen:
         axes.plot(*chosen[0], "o", markersize=15, markerfacecolor="none", markeredgecolor="black",
                   markeredgewidth=1.6, label=f"chosen: {short_bytes(chosen_bytes)}", zorder=4)  # fmt: skip
@@ -131,11 +132,12 @@ def front_figure(record: SearchRecord, chosen_bytes: int) -> Figure:
     else:
         axes.axvline(record.allowed, **allowed | {"label": f"allowed: {short_bytes(record.allowed)}"})  # type: ignore[arg-type]
     hidden = _clip(axes, record, [drop for _, drop in chosen]) if limits_drop else 0
-    sizes = [one.size_bytes for one in record.trials]
-    if sizes and max(sizes) > 5 * min(sizes):
+    costs = [one.cost for one in record.trials]
+    if costs and max(costs) > 5 * min(costs):
         axes.set_xscale("log")
-    bytes_axis(axes)
-    axes.set_xlabel("bytes of the file", fontsize=9)
+    if not timed:
+        bytes_axis(axes)
+    axes.set_xlabel("latency, the uncompressed model's is 1" if timed else "bytes of the file", fontsize=9)
     axes.set_ylabel("drop of the score (less is better)", fontsize=9)
     title(axes, f"{len(record.trials)} files of a search")
     figure.legend(loc="outside right upper", fontsize=9, frameon=False)
