@@ -7,12 +7,14 @@ from math import sqrt
 
 from tersor.errors import BudgetError
 from tersor.pipeline.search import Effort, Search
+from tersor.pipeline.trials import Trial
 from tersor.pipeline.untrained import fill, folded
 from tersor.spec import Prune, Step, Train
 
 KEPT = (0.2, 0.08, 0.04, 0.025, 0.016, 0.011, 0.008, 0.006, 0.004)  # of the weights, round by round
 NEAR = 1.25  # the factor between a share inside and one outside at which halving ends
 HOPELESS = 2.5  # of the drop that is allowed: more is not trained away
+EASY = 0.5  # of the drop that is allowed: so far below it more is pruned before much is tuned
 PATIENCE = 2  # rounds without a smaller file
 MOST_TUNED = 4  # trainings of one round
 ROUGHER, CLOSE = 2.5, 1.4  # the factor between their losses, and the one at which halving ends
@@ -49,9 +51,10 @@ def with_training(search: Search, loss: float) -> None:
             pruned = replace(pruned, outside=0.0)
             continue
         best = search.best
-        pruned, went = _prune(search, pruned, kept, effort)
-        if went and not search.out_of_time():
-            loss = _tune(search, pruned.steps, effort, loss)
+        pruned, trial = _prune(search, pruned, kept, effort)
+        if trial is not None and not search.out_of_time():
+            easy = search.budget.limits_drop and search.drop(trial) < EASY * search.verdicts.allowed
+            loss = _tune(search, pruned.steps, effort, loss, 1 if easy else MOST_TUNED)
             without_gain = 0 if search.best is not best else without_gain + 1
 
 
@@ -78,8 +81,8 @@ def _stretched(search: Search, effort: Effort, rounds: int) -> Effort | None:
     return replace(effort, epochs=round(effort.epochs * factor, 3), tuning=round(effort.tuning * factor, 3))
 
 
-def _prune(search: Search, pruned: Pruned, kept: float, effort: Effort) -> tuple[Pruned, bool]:
-    """One more round; and whether it kept the budget, if need be by training on."""
+def _prune(search: Search, pruned: Pruned, kept: float, effort: Effort) -> tuple[Pruned, Trial | None]:
+    """One more round; and its trial if that kept the budget, if need be by training on."""
     number = pruned.rounds + 1
     train = Train(epochs=effort.epochs, lr=effort.lr, warmup=0.05)
     step = Prune(name=f"prune-{number}", fraction=1 - kept, scope="global", schedule="gradual", train=train)
@@ -91,12 +94,14 @@ def _prune(search: Search, pruned: Pruned, kept: float, effort: Effort) -> tuple
         steps = (*steps, replace(train, name=f"recover-{number}"))
         trial = search.try_out(steps)
     if limited and not search.inside(trial):
-        return replace(pruned, outside=kept, rounds=number), False
-    return replace(pruned, steps=steps, kept=kept, rounds=number), True
+        return replace(pruned, outside=kept, rounds=number), None
+    return replace(pruned, steps=steps, kept=kept, rounds=number), trial
 
 
-def _tune(search: Search, before: tuple[Step, ...], effort: Effort, loss: float) -> float:
+def _tune(search: Search, before: tuple[Step, ...], effort: Effort, loss: float, most: int) -> float:
     """Choose for what was pruned, rougher than the budget allows, and let training make up for it.
+
+    most -- trainings.
 
     Returns the roughest that was inside.
     """
@@ -107,7 +112,7 @@ def _tune(search: Search, before: tuple[Step, ...], effort: Effort, loss: float)
         fill(search, before, allocation, tune)
         return loss
     inside = outside = None
-    for _ in range(MOST_TUNED):
+    for _ in range(most):
         if search.out_of_time():
             break
         try:
