@@ -85,7 +85,7 @@ bench-structured: $(READY)  ## LeNet-5 and ResNet-20 with fewer channels: error,
 bench-students: $(READY)  ## ResNet-20 of half the width: from the labels alone, and from a teacher (two hours; resumes)
 	$(RUN) -m benchmarks.students
 
-bench-search: $(READY)  ## files inside a budget, with training and without; kills and drops on untouched data (an hour; resumes)
+bench-search: $(WEIGHTS)  ## files inside a budget, with training and without; kills and drops on untouched data (an hour; resumes)
 	$(RUN) -m benchmarks.search
 	$(RUN) -m benchmarks.search_checks
 

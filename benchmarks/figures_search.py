@@ -30,7 +30,14 @@ def searches(stored: Row) -> list[str]:
     heads = ["net", "way", "allowed", "bytes", "ratio", "error %", "floats' error %", "points lost", "met",
              "trials", "seconds"]  # fmt: skip
     told = "Points lost on the 10,000 test images, which no search sees."
-    return [told, table(heads, lines), *unfinished(stored)]
+    others = [
+        [net, who, size, f"{error:.2f}", f"{floats:.2f}"] for net, who, size, error, floats in stored["peers"]
+    ]
+    return [
+        told, table(heads, lines), *unfinished(stored),
+        "Others' whole files of the same nets, measured from other weights, or published (p):",
+        table(["net", "way", "bytes", "error %", "floats' error %"], others),
+    ]  # fmt: skip
 
 
 def checks(stored: Row) -> list[str]:
