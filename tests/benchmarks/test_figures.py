@@ -76,12 +76,14 @@ def test_searches_and_their_checks_have_a_line_each():
         }
         for way, amount, more in (("alone", 0.005, {"met": True, "trials": 7}), ("uniform", 4, {}))
     ]  # fmt: skip
-    text = "\n".join(figures_search.searches({"rows": rows, "unfinished": ["x"]}))
+    peers = [["small", "others", 200, 3.0, 2.5]]
+    text = "\n".join(figures_search.searches({"rows": rows, "unfinished": ["x"], "peers": peers}))
     assert (
         "| small | search, no training data | 0.5 points | 100 | 12.50x | 2.00 | 1.50 | +0.50 | yes | 7 |"
         in text
     )
     assert "| 4 bits |" in text and "Not run yet: x." in text
+    assert "| small | others | 200 | 3.00 | 2.50 |" in text
     drops = [
         {"part": "drops", "confidence": None, "drop": drop, "kept": drop < 0.02, "size_bytes": 10}
         for drop in (0.01, 0.03)
