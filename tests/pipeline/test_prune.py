@@ -265,3 +265,12 @@ def test_a_loss_is_all_that_a_score_of_gradients_needs(task):
     assert all(
         torch.equal(tensors(run(task, step))[name], tensors(run(doubled, step))[name]) for name in WEIGHTS
     )
+
+
+def test_channels_that_are_the_output_stay_unless_they_are_named(task):
+    step = Prune(fraction=0.5, granularity="channel")
+    spared = said(run(task, step))["6.weight"]
+    assert not spared.applied and "output of the model" in spared.detail
+    assert said(run(task, step))["4.weight"].applied
+    assert said(run(task, replace(step, targets=("4", "6"))))["6.weight"].applied
+    assert said(run(task, replace(step, axis=1)))["6.weight"].applied

@@ -37,6 +37,7 @@ _CHANNELWISE = (
     "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d",
     "upsample_linear1d", "upsample_bicubic2d", "upsample_trilinear3d",
 )  # fmt: skip
+OUTPUT = "output of the model"
 _CONVS = ("conv1d", "conv2d", "conv3d")
 _TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 
@@ -54,7 +55,7 @@ def couple(model: nn.Module, inputs: Inputs) -> Coupling:
         if node.op == "output":
             for one in node.all_input_nodes:
                 for value in _as_list(values[one.name]):
-                    coupling.units.fix(value.labels, "output of the model")
+                    coupling.units.fix(value.labels, OUTPUT)
         else:
             values[node.name] = label(coupling, node, values)
     return coupling

@@ -28,7 +28,7 @@ from tersor.pipeline.result import ARTIFACT, Result, in_folder
 from tersor.pipeline.run import check_seed, check_task, measured_result
 from tersor.pipeline.search import Effort, Search, Verdicts
 from tersor.pipeline.tail import keep_stage
-from tersor.pipeline.timing import Stopwatch, Timing
+from tersor.pipeline.timing import Stopwatch
 from tersor.pipeline.trained import with_training
 from tersor.pipeline.trials import NOTES, Notes, Trial, Trials
 from tersor.pipeline.untrained import make_safe, without_training
@@ -42,7 +42,6 @@ from tersor.task import Batch, Task
 WORK, BEST, EXPORTED = ".tersor-search", "best.tersor", "model.onnx"
 TRAINING_SHARE = 0.8  # of the time limit
 LEAST_SHARE = 0.1  # of the usual training, however little time there is
-Means = tuple[Effort | None, Timing | None]
 ROUNDS = 6  # that a search with a time limit is to have time for
 
 
@@ -54,7 +53,6 @@ def search(
     seed: int = 0,
     device: str = "cpu",
     effort: Effort | None = None,
-    timing: Timing | None = None,
     resume: bool = False,
     progress: Progress = silent,
 ) -> Result:
@@ -69,10 +67,10 @@ def search(
         that was trained. A search that was interrupted or killed goes on where
         it stopped when it is asked for again; ``resume`` insists on there being one. The folder of another
         search is refused.
-    effort -- of each round of training; by default what the time limit allows.
-    timing -- how files are timed where the objective is latency: then nothing is trained, and layers are in 8
-        bits (weights and activations) or in floats. The fastest inside the budget is the result, with
-        ``model.onnx`` beside it; where nothing in 8 bits is faster, that has none.
+    effort -- of each round of training, by default what the time limit allows; and how files are timed where
+        the objective is latency: then nothing is trained, and layers are in 8 bits (weights and activations)
+        or in floats. The fastest inside the budget is the result, with ``model.onnx`` beside it; where
+        nothing in 8 bits is faster, that has none.
 
     A budget that is not met gives the nearest file that was found, and ``result.search.missed_by`` says by
     how much. Raises what :func:`tersor.compress` does, and :class:`TaskError` without validation data.
@@ -83,12 +81,13 @@ def search(
     if task.validation is None:
         raise TaskError(f"task {task.name!r} has no validation data: a search chooses and judges by them")
     context = Context(task, seed, device, None, progress)
-    return in_folder(out, lambda folder: _search(task, budget, folder, context, (effort, timing), resume))
+    return in_folder(out, lambda folder: _search(task, budget, folder, context, effort, resume))
 
 
-def _search(task: Task, budget: Budget, folder: Path, context: Context, means: Means, resume: bool) -> Result:
+def _search(
+    task: Task, budget: Budget, folder: Path, context: Context, effort: Effort | None, resume: bool
+) -> Result:
     started = perf_counter()
-    effort, timing = means
     may_train = task.train is not None and task.loss is not None
     task = with_calibration(task)
     context = replace(context, task=task)
@@ -103,12 +102,12 @@ def _search(task: Task, budget: Budget, folder: Path, context: Context, means: M
         raise SpecError(f"there is no search to resume in {str(folder)!r}: leave --resume out to begin one")
     with disk_errors(folder):
         work.mkdir(parents=True, exist_ok=True)
-    notes = Notes(work / NOTES, _key(task, budget, means, baseline, context))
+    notes = Notes(work / NOTES, _key(task, budget, effort, baseline, context))
     verdicts = Verdicts(
         halves(baseline), _allowed_drop(budget, baseline), budget.confidence, task.higher_is_better
     )
     fast = budget.objective == "latency"
-    stopwatch = Stopwatch(task, timing or Timing()) if fast else None
+    stopwatch = Stopwatch(task, (effort or Effort()).timing) if fast else None
     pace = None if fast else _pace(budget, notes, context)
     found = Search(
         budget, Trials(work, context, notes, stopwatch), context, verdicts,
@@ -214,10 +213,10 @@ def _effort(budget: Budget, pace: float | None) -> Effort:
     return replace(usual, epochs=round(usual.epochs * share, 3), tuning=round(usual.tuning * share, 3))
 
 
-def _key(task: Task, budget: Budget, means: Means, baseline: Score, context: Context) -> str:
+def _key(task: Task, budget: Budget, effort: Effort | None, baseline: Score, context: Context) -> str:
     """Whose notes these are: everything that a run's stages depend on, the samples, and what is asked for."""
     words = fingerprint(task, Recipe(name="search", steps=(Code(),)), context.seed, context.device)
-    asked = repr((words, replace(budget, time_limit=None), means, baseline.order, baseline.value))
+    asked = repr((words, replace(budget, time_limit=None), effort, baseline.order, baseline.value))
     return blake2b(asked.encode(), digest_size=16).hexdigest()
 
 

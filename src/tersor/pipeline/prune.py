@@ -20,7 +20,7 @@ from tersor.train.regrow import Regrowth
 
 def prune(work: Work, step: Prune, context: Context) -> list[Touched]:
     """Set weights to zero as the step says, and hold them there, training if it trains."""
-    selected = with_effect(work, select(work.model, step), context)
+    selected = with_effect(work, select(work.model, step), step, context)
     chosen = [one for one in selected if one.step is not None]
     if step.schedule == "iterative":
         said = prune_in_rounds(work, chosen, step, context)

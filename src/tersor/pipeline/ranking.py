@@ -12,7 +12,9 @@ from torch import Tensor
 
 from tersor.calibrate.importance import gradient_scores
 from tersor.calibrate.outputs import find_outputs, output_scores
-from tersor.errors import SpecError, did_you_mean, in_context
+from tersor.errors import SpecError, TaskError, did_you_mean, in_context
+from tersor.model.coupling_rules import OUTPUT, couple
+from tersor.model.inputs import model_inputs
 from tersor.model.select import Selected, Storage, storages
 from tersor.pipeline.checkpoint import open_checkpoint
 from tersor.pipeline.context import Context, seeded
@@ -24,23 +26,45 @@ from tersor.tensor.pruning import Prunable, prune_masks
 from tersor.train.control import ranked_together
 
 
-def with_effect(work: Work, selected: Sequence[Selected], context: Context) -> list[Selected]:
-    """The selection without what its step cannot prune, each with the reason."""
+def with_effect(work: Work, selected: Sequence[Selected], step: Prune, context: Context) -> list[Selected]:
+    """The selection without what its step cannot prune or should not, each with the reason."""
     steps = {one.storage.name: one.step for one in selected if isinstance(one.step, Prune)}
     from_outputs = {name: one for name, one in steps.items() if one.importance in FROM_OUTPUTS}
     reasons: dict[str, str] = {}
+    if step.targets == ("*",) and any(_takes_rows(one) for one in steps.values()):
+        reasons |= _outputs(work, steps, step.name, context)
     if from_outputs:
         reasons |= find_outputs(work.traced(context.task), from_outputs).unseen
     for one in selected:
         inputs = one.storage.shape[one.storage.input_axis] if len(one.storage.shape) > 1 else 0
-        step = steps.get(one.storage.name)
-        if step is not None and step.pattern is not None and 0 < inputs <= step.kept_of[0]:
-            keep = step.kept_of[0]
-            reasons[one.storage.name] = f"{step.pattern} keeps {keep} inputs, and it has {inputs}"
+        own = steps.get(one.storage.name)
+        if own is not None and own.pattern is not None and 0 < inputs <= own.kept_of[0]:
+            keep = own.kept_of[0]
+            reasons[one.storage.name] = f"{own.pattern} keeps {keep} inputs, and it has {inputs}"
     return [
         replace(one, step=None, reason=reasons[one.storage.name]) if one.storage.name in reasons else one
         for one in selected
     ]
+
+
+def _takes_rows(step: Prune) -> bool:
+    return step.granularity == "channel" and step.axis == 0 and step.mask is None
+
+
+def _outputs(work: Work, steps: Mapping[str, Prune], name: str, context: Context) -> dict[str, str]:
+    """The weights whose rows are outputs of the model: a class of no weights is never the answer."""
+    try:
+        coupling = couple(work.model, model_inputs(context.task, work.model))
+    except TaskError as error:
+        context.progress(name, 0, 0, f"rows of what makes the outputs may go, too: {error}")
+        return {}
+    axes = {one: coupling.axes[one, 0] for one, own in steps.items()
+            if _takes_rows(own) and (one, 0) in coupling.makers}  # fmt: skip
+    return {
+        one: "its rows are the output of the model (a target that names it prunes them)"
+        for one, labels in axes.items()
+        if all(coupling.units.reason(label) == OUTPUT for label in labels.tolist())
+    }
 
 
 def masks_of(

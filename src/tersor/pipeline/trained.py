@@ -7,14 +7,13 @@ from math import sqrt
 
 from tersor.errors import BudgetError
 from tersor.pipeline.search import Effort, Search
-from tersor.pipeline.trials import Trial
 from tersor.pipeline.untrained import fill, folded
 from tersor.spec import Prune, Step, Train
 
 KEPT = (0.2, 0.08, 0.04, 0.025, 0.016, 0.011, 0.008, 0.006, 0.004)  # of the weights, round by round
 NEAR = 1.25  # the factor between a share inside and one outside at which halving ends
 HOPELESS = 2.5  # of the drop that is allowed: more is not trained away
-EASY = 0.5  # of the drop that is allowed: so far below it more is pruned before much is tuned
+EASY = 0.5  # of the drop that is allowed: so far below it more is pruned before anything is tuned
 PATIENCE = 2  # rounds without a smaller file
 MOST_TUNED = 4  # trainings of one round
 ROUGHER, CLOSE = 2.5, 1.4  # the factor between their losses, and the one at which halving ends
@@ -26,13 +25,14 @@ class Pruned:
     """How far pruning has come.
 
     steps, kept -- what kept the budget, and the share of the weights that it keeps; outside -- the greatest
-    share that did not; rounds -- how many there were.
+    share that did not; rounds -- how many there were; tuned -- whether choices were made for these steps.
     """
 
     steps: tuple[Step, ...] = ()
     kept: float = 1.0
     outside: float = 0.0
     rounds: int = 0
+    tuned: bool = True
 
 
 def with_training(search: Search, loss: float) -> None:
@@ -42,20 +42,20 @@ def with_training(search: Search, loss: float) -> None:
     """
     effort, pruned, without_gain = search.effort, Pruned(), 0
     while not search.out_of_time():
-        kept = _next_share(pruned)
-        if kept is None or without_gain == PATIENCE:
+        best, kept, easy = search.best, _next_share(pruned), False
+        if kept is not None and without_gain < PATIENCE:
+            pruned, easy = _prune(search, pruned, kept, effort)
+        elif pruned.tuned:
             stretched = _stretched(search, effort, pruned.rounds)
             if stretched is None:
                 return
             effort, without_gain = stretched, 0
             pruned = replace(pruned, outside=0.0)
+        if pruned.tuned or easy or search.out_of_time():
             continue
-        best = search.best
-        pruned, trial = _prune(search, pruned, kept, effort)
-        if trial is not None and not search.out_of_time():
-            easy = search.budget.limits_drop and search.drop(trial) < EASY * search.verdicts.allowed
-            loss = _tune(search, pruned.steps, effort, loss, 1 if easy else MOST_TUNED)
-            without_gain = 0 if search.best is not best else without_gain + 1
+        loss = _tune(search, pruned.steps, effort, loss)
+        pruned = replace(pruned, tuned=True)
+        without_gain = 0 if search.best is not best else without_gain + 1
 
 
 def _next_share(pruned: Pruned) -> float | None:
@@ -81,8 +81,11 @@ def _stretched(search: Search, effort: Effort, rounds: int) -> Effort | None:
     return replace(effort, epochs=round(effort.epochs * factor, 3), tuning=round(effort.tuning * factor, 3))
 
 
-def _prune(search: Search, pruned: Pruned, kept: float, effort: Effort) -> tuple[Pruned, Trial | None]:
-    """One more round; and its trial if that kept the budget, if need be by training on."""
+def _prune(search: Search, pruned: Pruned, kept: float, effort: Effort) -> tuple[Pruned, bool]:
+    """One more round, if need be with more training; and whether much more can go before anything is tuned.
+
+    So it is where the drop is far below what is allowed, early in the time that there is.
+    """
     number = pruned.rounds + 1
     train = Train(epochs=effort.epochs, lr=effort.lr, warmup=0.05)
     step = Prune(name=f"prune-{number}", fraction=1 - kept, scope="global", schedule="gradual", train=train)
@@ -94,14 +97,15 @@ def _prune(search: Search, pruned: Pruned, kept: float, effort: Effort) -> tuple
         steps = (*steps, replace(train, name=f"recover-{number}"))
         trial = search.try_out(steps)
     if limited and not search.inside(trial):
-        return replace(pruned, outside=kept, rounds=number), None
-    return replace(pruned, steps=steps, kept=kept, rounds=number), trial
+        return replace(pruned, outside=kept, rounds=number), False
+    left, limit = search.seconds_left, search.budget.time_limit
+    early = left is None or limit is None or left > limit / 2
+    easy = limited and early and search.drop(trial) < EASY * allowed
+    return Pruned(steps, kept, pruned.outside, number, tuned=False), easy
 
 
-def _tune(search: Search, before: tuple[Step, ...], effort: Effort, loss: float, most: int) -> float:
+def _tune(search: Search, before: tuple[Step, ...], effort: Effort, loss: float) -> float:
     """Choose for what was pruned, rougher than the budget allows, and let training make up for it.
-
-    most -- trainings.
 
     Returns the roughest that was inside.
     """
@@ -112,7 +116,7 @@ def _tune(search: Search, before: tuple[Step, ...], effort: Effort, loss: float,
         fill(search, before, allocation, tune)
         return loss
     inside = outside = None
-    for _ in range(most):
+    for _ in range(MOST_TUNED):
         if search.out_of_time():
             break
         try:

@@ -34,7 +34,7 @@ class Prune:
     granularity -- what goes as a whole and is counted: an ``element``, a ``channel`` (a slice along ``axis``)
         or a ``block`` of ``block_size`` (rows, columns) of the matrix (shape[0], everything else). Channels
         and blocks are ranked by their L-``norm`` over size^(1/norm), so that sizes compare; ``"inf"`` is the
-        largest |w|.
+        largest |w|. Channels that are the output of the model stay, unless ``targets`` says otherwise.
     importance -- the score: ``magnitude``, |w|; ``random``; over ``batches`` training batches ``taylor``, the
         mean |w g| (Molchanov et al. 2019, where it is squared), ``fisher``, w^2 times the mean g^2,
         ``movement``, the mean of -w g (Sanh et al. 2020): of a channel or a block that of all its weights
