@@ -26,6 +26,7 @@ import torch
 import tersor
 from benchmarks import tasks
 from benchmarks.baselines import trained
+from benchmarks.markdown import unfinished
 from benchmarks.minilm import minilm
 from benchmarks.results import ROOT, write_results
 from benchmarks.series import measured
@@ -149,7 +150,7 @@ def main() -> None:
         for row in pool.map(run, chosen):
             print({name: one for name, one in row.items() if name != "front"}, flush=True)
             write_finished()
-    print(f"missing: {', '.join(write_finished()) or 'none'}")
+    print(*unfinished({"unfinished": write_finished()}) or ["all rows are there"])
 
 
 if __name__ == "__main__":

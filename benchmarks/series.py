@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 
 import tersor
+from benchmarks.markdown import unfinished
 from benchmarks.results import ROOT, write_results
 from tersor.pipeline.result import Result
 from tersor.recipe import dump_recipe
@@ -107,7 +108,7 @@ class Series:
             for row in pool.map(self.run, self.chosen(arguments.only)):
                 print({name: row[name] for name in self.printed}, flush=True)
                 self.write_finished()
-        print(f"missing: {', '.join(self.write_finished()) or 'none'}")
+        print(*unfinished({"unfinished": self.write_finished()}) or ["all rows are there"])
 
 
 def measured(result: Result) -> dict[str, Any]:
