@@ -133,10 +133,12 @@ class LayerRecord:
 class TrialRecord:
     """One file that a search made.
 
-    measured_drop, verdict_drop -- on the half of the validation data that trials are chosen on, and on the
-        other; drop -- what is expected by the former and by how far the outputs moved. inside -- the budget,
-        by the expected drop; front -- no other trial has fewer bytes and a smaller one. latency -- by that of
-        the uncompressed model, where that is looked for; it takes then the place of bytes.
+    measured_drop -- by the labels of the half of the validation data that trials are chosen on; drop -- what
+        is expected by them, by the probabilities of both models and by how far the outputs moved;
+        verdict_drop -- the same on the other half. inside -- the budget, by the expected drop; front -- no
+        other trial has fewer bytes and a smaller one. latency -- by that of the uncompressed model, where
+        that is looked for and the file runs; it takes then the place of bytes. chosen -- whether it was
+        handed back.
     """
 
     steps: str
@@ -148,6 +150,7 @@ class TrialRecord:
     front: bool
     seconds: float
     latency: float | None = None
+    chosen: bool = False
 
     @property
     def cost(self) -> float:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tersor.errors import TaskError
 
@@ -91,6 +91,20 @@ class Task:
             return self
         model = {name: getattr(self.teacher, name) for name in ("name", "build", "weights", "forward")}
         return replace(self, **model, example_inputs=self.teacher.example_inputs, teacher=None)
+
+
+def batches_in(loader: object) -> int | None:
+    """How many batches a loader has; None where only a pass over it would tell.
+
+    What is ``Sized`` may have no length: a DataLoader over an iterable dataset.
+
+    >>> batches_in([1, 2]), batches_in(iter([1, 2]))
+    (2, None)
+    """
+    try:
+        return len(cast(Sized, loader))
+    except TypeError:
+        return None
 
 
 def check_is_task(task: object) -> None:

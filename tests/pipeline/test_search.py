@@ -247,3 +247,70 @@ def test_however_little_time_there_is_one_file_is_made():
         assert len(tersor.search(task, limit).search.trials) == 1
     unsized = replace(task, train=Endless(task.validation))
     assert len(tersor.search(unsized, Budget(max_drop=0.02, time_limit=1e-6)).search.trials) == 1
+
+
+def test_notes_that_are_gone_take_their_stages_with_them(tmp_path):
+    task = spirals()
+
+    def interrupt(phase, done, total, note=""):
+        if note.startswith("trial 3"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tersor.search(task, Budget(max_drop=0.02), out=tmp_path, progress=interrupt)
+    other = {name: one + 0.1 * torch.sin(100 * one) for name, one in task.weights.items()}
+    changed = replace(task, weights=other)
+    (tmp_path / ".tersor-search" / "search.jsonl").unlink()
+    found = tersor.search(changed, Budget(max_drop=0.02), out=tmp_path)
+    fresh = tersor.search(changed, Budget(max_drop=0.02), out=tmp_path / "fresh")
+    assert found.path.read_bytes() == fresh.path.read_bytes()
+
+
+def test_time_that_an_earlier_process_took_is_counted_as_its_trials_come_again(tmp_path):
+    task = spirals()
+
+    def interrupt(phase, done, total, note=""):
+        if note.startswith("trial 6"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tersor.search(task, Budget(max_drop=0.02), out=tmp_path, progress=interrupt)
+    lines = (tmp_path / ".tersor-search" / "search.jsonl").read_text().splitlines()
+    trials = [json.loads(line) for line in lines if '"key": "trial' in line]
+    spent = sum(one["value"]["seconds"] for one in trials)
+    # A limit that the noted trials have used up: none of them is thrown away, and no other begins.
+    limit = spent - trials[-1]["value"]["seconds"] / 2
+    result = tersor.search(task, Budget(max_drop=0.02, time_limit=limit), out=tmp_path)
+    assert len(result.search.trials) == len(trials)
+
+
+def test_no_drop_at_all_is_kept_by_what_is_stored_without_loss():
+    result = tersor.search(spirals(), Budget(max_drop=0.0, time_limit=60))
+    assert result.search.met and result.comparison.drop == 0
+
+
+def test_data_that_are_shuffled_and_labels_that_mean_nothing_are_no_obstacle(tmp_path):
+    task = spirals()
+    x, y = (torch.cat(part) for part in zip(*task.validation, strict=True))
+    data = torch.utils.data.TensorDataset(x, y)
+    shuffled = replace(task, validation=torch.utils.data.DataLoader(data, 100, shuffle=True))
+    assert tersor.search(shuffled, Budget(max_drop=0.05)).search.met
+    assert tersor.search(shuffled, Budget(max_drop=0.05)).search.met
+    labels = y.clone()
+    labels[::50] = -100
+    padded = list(zip(x.split(100), labels.split(100), strict=True))
+    assert tersor.search(replace(task, validation=padded), Budget(max_drop=0.05)).search.met
+
+
+def test_pruning_ends_where_no_less_can_be_kept(tmp_path):
+    task = spirals()
+    trained = replace(task, train=task.validation)
+    effort = Effort(epochs=0.2, tuning=0.2, batches=2)
+    notes = []
+    result = tersor.search(
+        trained,
+        Budget(max_drop=2.0, time_limit=120),
+        effort=effort,
+        progress=lambda *told: notes.append(told),
+    )
+    assert result.search.met and result.seconds < 100

@@ -13,7 +13,7 @@ from torch import nn
 
 from tersor.calibrate.activations import calibrate, observing, point_error, run_calibration
 from tersor.calibrate.curvature import value_curvature
-from tersor.errors import TargetError, TersorError, did_you_mean
+from tersor.errors import TargetError, TaskError, TersorError, did_you_mean
 from tersor.measure.moved import Moved, Originals, score_and_change
 from tersor.measure.ranks import rank_correlation
 from tersor.model.select import storages
@@ -87,6 +87,9 @@ class OneAtATime:
 
     def _effect(self, model: nn.Module) -> Effect:
         found = self._moved(model)
+        if found.change is None:
+            raise TaskError(f"task {self.task.name!r}: no output has floating numbers for each sample, and "
+                            "what is changed is told by how far they move")  # fmt: skip
         return Effect(found.score.value, found.change, found.score.order)
 
     def _moved(self, model: nn.Module) -> Moved:

@@ -56,7 +56,7 @@ OPTIONS = (
     click.option("--target-ratio", type=click.FloatRange(min=1),
                  help="Search: the best score at this ratio."),
     click.option("--confidence", type=click.FloatRange(50, 100, min_open=True, max_open=True),
-                 help="Percent: a one-sided test has to confirm the drop; else the measured one decides."),
+                 help="Percent: a one-sided test has to confirm the drop; else the best estimate decides."),
     click.option("--objective", type=click.Choice(OBJECTIVES),
                  help="Search: what is to be least: the file's size (default), or the latency in 8 bits."),
     click.option("--time-limit", type=DURATION,

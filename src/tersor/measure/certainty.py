@@ -46,7 +46,7 @@ class Decided:
 
 
 def decided(before: Output, after: Output, batch: Batch) -> Decided | None:
-    """What both models say to a batch, on the CPU; None where there is not one label a sample."""
+    """What both models say to a batch, on the CPU; None where a sample has not one label of a class."""
     logits = []
     for output in (before, after):
         found = class_logits(output, batch)
@@ -56,7 +56,10 @@ def decided(before: Output, after: Output, batch: Batch) -> Decided | None:
         labels = labels_of(batch, found.logits, Distill(class_axis=found.axis))
     if not isinstance(labels, Tensor) or logits[0].shape != logits[1].shape:
         return None
-    return Decided(logits[0], logits[1], labels.cpu())
+    labels = labels.cpu()
+    classes = logits[0].shape[1]
+    known = bool(((labels >= 0) & (labels < classes)).all())
+    return Decided(logits[0], logits[1], labels) if known else None
 
 
 def joined(parts: list[Decided]) -> Decided:
@@ -80,11 +83,11 @@ def told_by_probabilities(given: Decided) -> Told:
     """
     pair = torch.stack((given.before, given.after), dim=2).double().nan_to_num(posinf=1e4, neginf=-1e4)
     weights, covariance = _most_likely(pair, given.labels)
-    weights.requires_grad_()
-    shares = (pair @ weights).softmax(1)
-    own, other = (shares.gather(1, pair[..., one].argmax(1, keepdim=True))[:, 0] for one in (0, 1))
-    lost = own - other
-    (slope,) = torch.autograd.grad(lost.mean(), weights)
+    with torch.enable_grad():
+        shares = (pair @ weights.requires_grad_()).softmax(1)
+        own, other = (shares.gather(1, pair[..., one].argmax(1, keepdim=True))[:, 0] for one in (0, 1))
+        lost = own - other
+        (slope,) = torch.autograd.grad(lost.mean(), weights)
     lost = lost.detach()
     chance = (lost.square().sum() + USUAL_LOSS**2) / len(lost) ** 2
     return Told(float(lost.mean()), float((chance + slope @ covariance @ slope).sqrt()))

@@ -12,7 +12,7 @@ F64 = NDArray[np.float64]
 CLEAR = 3.0  # standard errors: a drop that is no chance
 MOST_DROP = 0.2  # beyond it drops tell nothing of small ones
 LAW_ERROR = 0.3  # of what the law says
-LOSS_ERROR = 0.15  # of what probabilities say
+LOSS_ERROR = 0.25  # of what probabilities say
 _POWERS = np.linspace(0.5, 1.2, 15)
 _USUAL, _SPREAD = 0.85, 0.2  # of the power, before anything was seen
 _SWEEPS = 5
@@ -48,7 +48,7 @@ def expected_drops(changes: F64, drops: F64, errors: F64, *, most: float = MOST_
 def together(counted: Told, by_probabilities: Told) -> Told:
     """Two findings of the same drop as one, weighted by their precision.
 
-    What probabilities say is taken to be wrong by 15 % beside its error.
+    What probabilities say is taken to be wrong by 25 % beside its error.
 
     >>> found = together(Told(0.003, 0.0025), Told(0.0012, 0.0006))
     >>> round(found.drop, 5), round(found.error, 5)

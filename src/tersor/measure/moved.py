@@ -52,12 +52,13 @@ class Originals:
 class Moved:
     """How a changed model does: its score, and the mean change of its outputs from the originals.
 
+    change -- None where no output has a floating row for each sample.
     told -- the drop of the score on either half of the samples by the probabilities of both models
         (:mod:`tersor.measure.certainty`); None where the score is not whether the most likely class is right.
     """
 
     score: Score
-    change: float
+    change: float | None
     told: tuple[Told, Told] | None = None
 
 
@@ -88,7 +89,9 @@ def score_and_change(
                 with code_of_the_task(f"task {task.name!r}: forward"):
                     predict(batch)
             score = evaluate_model(model, task, loader, device=device)
-    return Moved(score, float(torch.cat(changes).mean()), _told(score, pairs, task.higher_is_better))
+    whole = torch.cat(changes)
+    change = float(whole.mean()) if len(whole) else None
+    return Moved(score, change, _told(score, pairs, task.higher_is_better))
 
 
 def _told(score: Score, pairs: list[Decided | None], higher_is_better: bool) -> tuple[Told, Told] | None:

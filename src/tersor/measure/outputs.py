@@ -48,7 +48,8 @@ def output_change(before: Output, after: Output, batch: Batch) -> Tensor:
     """How far ``after`` is from ``before``, one number a sample (or a position with a label), float64.
 
     Of a classifier the Kullback-Leibler divergence of its probabilities, in nats; else the squared difference
-    over the mean square of ``before``.
+    over the mean square of ``before``: of what has a row a sample, as the first part that is no scalar has;
+    without such a part (0,).
 
     >>> logits = torch.tensor([[0.0, 0.0]])
     >>> round(float(output_change(logits, logits + torch.tensor([1.0, 0.0]), (None, torch.tensor([0])))), 4)
@@ -58,8 +59,10 @@ def output_change(before: Output, after: Output, batch: Batch) -> Tensor:
     if found is not None and other is not None:
         target, own = (_log_probabilities(one) for one in (found, other))
         return (target.exp() * (target - own).where(target.exp() > 0, 0.0)).sum(-1)
-    pairs = list(zip(floating_parts(before), floating_parts(after), strict=True))
-    total = torch.zeros(len(pairs[0][0]) if pairs else 0, dtype=torch.float64)
+    parts = list(zip(floating_parts(before), floating_parts(after), strict=True))
+    rows = next((len(one) for one, _ in parts if one.ndim), 0)
+    pairs = [(one, two) for one, two in parts if one.ndim and len(one) == rows and one.shape == two.shape]
+    total = torch.zeros(rows if pairs else 0, dtype=torch.float64)
     for one, two in pairs:
         square = one.double().square().mean().clamp_min(1e-30)
         total += (one.double() - two.double()).square().reshape(len(one), -1).mean(1).cpu() / square.cpu()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from math import inf, isfinite
@@ -29,7 +29,7 @@ from tersor.measure.statistics import (
 from tersor.model.modes import modes_restored
 from tersor.progress import Progress, silent
 from tersor.result import Comparison, Score
-from tersor.task import Batch, Output, Task
+from tersor.task import Batch, Output, Task, batches_in
 
 Predict = Callable[[Batch], Output]
 
@@ -47,7 +47,7 @@ def evaluate(predict: Predict, task: Task, loader: Iterable[Batch], *, progress:
         raise TaskError(
             f"task {task.name!r} has a metric, which takes a model: only a model can be evaluated"
         )
-    total = float(len(loader)) if isinstance(loader, Sized) else 0.0
+    total = float(batches_in(loader) or 0)
     parts: list[NDArray[np.float64]] = []
     order = 0
     for index, batch in enumerate(loader):

@@ -37,8 +37,10 @@ from tersor.pipeline.work import read_collected
 from tersor.progress import Progress, silent
 from tersor.result import Score, SearchRecord
 from tersor.spec import Budget, Code, Recipe, Train
-from tersor.task import Batch, Task
+from tersor.task import Batch, Task, batches_in
+from tersor.train.randomness import Randomness
 
+NOTES_VERSION = 2
 WORK, BEST, EXPORTED = ".tersor-search", "best.tersor", "model.onnx"
 TRAINING_SHARE = 0.8  # of the time limit
 LEAST_SHARE = 0.1  # of the usual training, however little time there is
@@ -94,9 +96,10 @@ def _search(
     assert task.validation is not None
     original = trained_model(task.reference)
     size = dense_bytes(original)
-    baseline = evaluate_model(
-        original.to(context.device), task.reference, task.validation, device=context.device
-    )
+    with Randomness(task.validation).seeded(0):  # each pass in one order, even where it is shuffled
+        baseline = evaluate_model(
+            original.to(context.device), task.reference, task.validation, device=context.device
+        )
     work = folder / WORK
     if resume and not (work / NOTES).exists():
         raise SpecError(f"there is no search to resume in {str(folder)!r}: leave --resume out to begin one")
@@ -108,16 +111,18 @@ def _search(
     )
     fast = budget.objective == "latency"
     stopwatch = Stopwatch(task, (effort or Effort()).timing) if fast else None
-    pace = None if fast else _pace(budget, notes, context)
+    may_train = may_train and not fast
+    pace = _pace(budget, notes, context) if may_train else None
+    clock = None if any(one.startswith("trial ") for one in notes.known) else started
     found = Search(
         budget, Trials(work, context, notes, stopwatch), context, verdicts,
         effort or _effort(budget, pace), size, keep=lambda trial: _put(trial.path, folder / BEST),
-        may_train=may_train and not fast, pace=pace, started=started - notes.seconds,
+        may_train=may_train, pace=pace, clock=clock,
     )  # fmt: skip
     look(found)
     trial, record = verdict(found, baseline)
     result = _measured(trial, found, record)
-    result = replace(result, seconds=perf_counter() - found.started)
+    result = replace(result, seconds=found.seconds)
     result.save(folder)
     keep_stage(trial.recipe.steps, found.trials.store_of(trial.recipe).stages, folder)
     if fast:
@@ -164,11 +169,8 @@ def with_calibration(task: Task) -> Task:
     """
     if task.train is not None or task.validation is None:
         return task
-    try:
-        enough = len(cast(Sized, task.validation)) >= 4
-    except TypeError:
-        enough = sum(1 for _ in islice(task.validation, 4)) == 4
-    if not enough:
+    known = batches_in(task.validation)
+    if (sum(1 for _ in islice(task.validation, 4)) if known is None else known) < 4:
         return task
     parts = (Part(task.validation, one) for one in ((0,), (1, 2, 3)))
     return replace(task, train=next(parts), validation=next(parts))
@@ -195,7 +197,7 @@ def _pace(budget: Budget, notes: Notes, context: Context) -> float | None:
 
     So it is for training data that have no length.
     """
-    if budget.time_limit is None or context.task.train is None or context.task.loss is None:
+    if budget.time_limit is None:
         return None
     epoch = Recipe(name="epoch", steps=(Train(epochs=1.0),))
     dense = collect(trained_model(context.task))
@@ -216,7 +218,9 @@ def _effort(budget: Budget, pace: float | None) -> Effort:
 def _key(task: Task, budget: Budget, effort: Effort | None, baseline: Score, context: Context) -> str:
     """Whose notes these are: everything that a run's stages depend on, the samples, and what is asked for."""
     words = fingerprint(task, Recipe(name="search", steps=(Code(),)), context.seed, context.device)
-    asked = repr((words, replace(budget, time_limit=None), effort, baseline.order, baseline.value))
+    asked = repr(
+        (NOTES_VERSION, words, replace(budget, time_limit=None), effort, baseline.order, baseline.value)
+    )
     return blake2b(asked.encode(), digest_size=16).hexdigest()
 
 

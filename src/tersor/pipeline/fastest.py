@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from math import inf, sqrt
+from math import inf
 
-import numpy as np
-
-from tersor.allocate.solve import Options, least_cost
-from tersor.errors import BudgetError
 from tersor.patterns import literal
 from tersor.pipeline.quantize import plan_quantization
 from tersor.pipeline.search import Search
 from tersor.pipeline.trials import Trial
-from tersor.pipeline.untrained import FINE, MOST_SAFER, MOST_TRIES, WIDE, folded
+from tersor.pipeline.untrained import folded
 from tersor.pipeline.work import read_collected, work_after
 from tersor.spec import Code, Quantize, Rule, Step
 
 INTEGER = Quantize(name="integer")
-SAFER = 0.7  # of the loss, step by step, where the verdict does not confirm the fastest
+LEAST_LOSS = 1e-3  # of the greatest: where layers lose nothing alone, time decides
 
 
 def fastest(search: Search) -> None:
     """All layers in floats, all in 8 bits, all but each one; then the choices that these let expect most of.
 
-    What a layer loses and what time it takes is told by all layers without it. So many are left in floats, by
-    the least time, that what the outputs change by is inside the budget.
+    What a layer loses and what time it takes is told by all layers without it; those that lose most for their
+    time go back to floats, until the budget is kept.
     """
     before = folded(search, ())
     layers = _layers(search, before)
@@ -36,9 +33,8 @@ def fastest(search: Search) -> None:
         if search.out_of_time():
             break
         without[name] = _try(search, before, layers, (name,))
-    options = [_options(search, name, one, whole) for name, one in without.items()]
-    if options:
-        _between(search, before, layers, options)
+    if without and whole.latency is not None:
+        _fewest_floats(search, before, layers, _order(search, whole, without))
 
 
 def _layers(search: Search, before: tuple[Step, ...]) -> tuple[str, ...]:
@@ -59,47 +55,45 @@ def _try(search: Search, before: tuple[Step, ...], layers: tuple[str, ...], floa
     if set(floats) >= set(layers):
         return search.try_out(before or (Code(),))
     rules = tuple(Rule(literal(name), skip=True) for name in floats)
-    name = f"{INTEGER.name}-but-{len(rules)}" if rules else INTEGER.name
-    return search.try_out((*before, replace(INTEGER, name=name, rules=rules)))
+    return search.try_out((*before, replace(INTEGER, rules=rules)))
 
 
-def _options(search: Search, name: str, without: Trial, whole: Trial) -> Options:
-    """A layer in 8 bits or in floats: what either costs, in the dense model's time, and what it loses."""
-    assert without.latency is not None and whole.latency is not None
-    gained = without.latency.ratio - whole.latency.ratio
-    if whole.change is not None and without.change is not None:
-        lost = whole.change - without.change
-    else:  # of a metric
-        lost = search.drop(whole) - search.drop(without)
-    return Options(name, np.array([max(-gained, 0.0), max(gained, 0.0)]), np.array([max(lost, 0.0), 0.0]))
+def _order(search: Search, whole: Trial, without: Mapping[str, Trial]) -> list[tuple[str, float]]:
+    """Layers with the share of the dense model's time that each gains in 8 bits.
+
+    Those that gain none come first, then those that lose most for their time: so they go back to floats.
+    """
+    found = {}
+    for name, one in without.items():
+        if one.latency is None or whole.latency is None:
+            found[name] = (0.0, 0.0)
+            continue
+        if whole.change is not None and one.change is not None:
+            lost = whole.change - one.change
+        else:  # of a metric
+            lost = search.drop(whole) - search.drop(one)
+        found[name] = (max(lost, 0.0), one.latency.ratio - whole.latency.ratio)
+    least = LEAST_LOSS * max((lost for lost, _ in found.values()), default=0.0) or LEAST_LOSS
+    ranks = {name: (lost + least) / gained if gained > 0 else inf for name, (lost, gained) in found.items()}
+    return [(name, found[name][1]) for name in sorted(ranks, key=lambda name: -ranks[name])]
 
 
-def _between(
-    search: Search, before: tuple[Step, ...], layers: tuple[str, ...], options: list[Options]
+def _fewest_floats(
+    search: Search, before: tuple[Step, ...], layers: tuple[str, ...], order: list[tuple[str, float]]
 ) -> None:
-    """Halve what the outputs may change by; then less and less, until the other half confirms the fastest."""
+    """Halve how many layers go back to floats; then one more at a time, until the other half confirms."""
 
-    def tried(loss: float) -> Trial:
-        choice = least_cost(options, loss)
-        floats = tuple(one.name for one, at in zip(options, choice, strict=True) if at == 1)
-        return _try(search, before, layers, floats)
+    def tried(count: int) -> Trial:
+        return _try(search, before, layers, tuple(name for name, _ in order[:count]))
 
-    loss = sum(float(one.losses.max()) for one in options)
-    inside, outside = 0.0, inf
-    for _ in range(MOST_TRIES):
-        if search.out_of_time():
+    if search.out_of_time():
+        return
+    inside = outside = sum(gained <= 0 for _, gained in order)  # these go back anyway
+    if not search.inside(tried(inside)):
+        inside = len(order)
+    while inside - outside > 1 and not search.out_of_time():
+        middle = (inside + outside) // 2
+        inside, outside = (middle, outside) if search.inside(tried(middle)) else (inside, middle)
+    for count in range(inside, len(order)):
+        if search.out_of_time() or search.passes(tried(count)):
             return
-        try:
-            kept = search.inside(tried(loss))
-        except BudgetError:
-            break
-        inside, outside = (loss, outside) if kept else (inside, loss)
-        if outside == inf or (inside and outside / inside < FINE):
-            break
-        loss = sqrt(inside * outside) if inside else outside / WIDE
-    loss = inside
-    for _ in range(MOST_SAFER):
-        if not loss or search.out_of_time() or (search.best is not None and search.passes(search.best)):
-            return
-        loss *= SAFER
-        tried(loss)

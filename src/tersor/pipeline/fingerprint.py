@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterator, Mapping
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -16,7 +16,7 @@ import tersor
 from tersor.model.restore import trained_model
 from tersor.recipe.load import dump_recipe
 from tersor.spec import Prune, Recipe
-from tersor.task import Task
+from tersor.task import Task, batches_in
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), torch.dtype, np.generic, Path)
 
@@ -25,7 +25,7 @@ def fingerprint(task: Task, recipe: Recipe, seed: int, device: str) -> str:
     """A digest of recipe, seed, weights, functions of the task, counts of batches, device and versions."""
     digest = blake2b(digest_size=16)
     versions = (tersor.__version__, torch.__version__, np.__version__)
-    counts = [len(one) if isinstance(one, Sized) else None for one in (task.train, task.validation)]
+    counts = [batches_in(one) for one in (task.train, task.validation)]
     around = (versions, seed, device, torch.get_num_threads(), counts, task.higher_is_better)
     digest.update(repr(around).encode())
     for function in (task.forward, task.reference.forward, task.loss, task.score, task.metric):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +23,7 @@ from tersor.pipeline.steps import apply_step
 from tersor.pipeline.work import work_after
 from tersor.result import MEASURING, PlannedTime
 from tersor.spec import Cluster, Fold, Prune, Quantize, Recipe, Shrink, Smooth, Step, Train
-from tersor.task import Batch, Task
+from tersor.task import Batch, Task, batches_in
 from tersor.train.control import UPDATES
 
 BATCHES = 8  # that are timed; the first is not counted, it warms up
@@ -114,7 +114,7 @@ def time_measuring(task: Task, path: Path, written: float, device: str) -> Plann
     ]
     if None in parts:
         return PlannedTime(MEASURING, None, "the test data have no length")
-    batches = _count(task.test) or 0
+    batches = batches_in(task.test) or 0
     words = f"{min(BATCHES, batches):,} of {batches:,} test batches"
     return PlannedTime(MEASURING, written + sum(one or 0.0 for one in parts), f"the file; {words}, twice")
 
@@ -123,7 +123,7 @@ def _seconds_of_score(
     made: Callable[[], nn.Module], task: Task, loader: Iterable[Batch], device: str
 ) -> float | None:
     """Seconds to make a model and to score it; where only a metric can, those of the model's own part."""
-    watched, total = Watched(loader, device), _count(loader)
+    watched, total = Watched(loader, device), batches_in(loader)
     if total is None:
         return None
     with chance_kept(task):
@@ -145,7 +145,7 @@ def _scaled(step: Step, task: Task, seconds: float, seen: Sequence[Watched]) -> 
     words: dict[str, None] = {}
     for one in seen:
         kind = "train" if one.loader is task.train else "validation"
-        length = _count(one.loader)
+        length = batches_in(one.loader)
         for at, asked in enumerate(one.passes):
             if len(asked) < BATCHES:
                 continue  # it wanted no more
@@ -217,11 +217,3 @@ def _asked(step: Step) -> int:
 
 def _learns_rounding(step: Quantize) -> bool:
     return "learned" in {step.rounding, *(rule.override.get("rounding") for rule in step.rules)}
-
-
-def _count(loader: Iterable[Batch] | None) -> int | None:
-    """Batches of a loader; None where only a pass over it would tell."""
-    try:
-        return len(cast(Sized, loader))
-    except TypeError:
-        return None

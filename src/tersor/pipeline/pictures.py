@@ -195,7 +195,7 @@ def _front(folder: _Folder) -> Iterator[Figure]:
     if not trials:
         raise SpecError("the search made no trial")
     record = SearchRecord(**held | {"trials": trials, "in_the_way": tuple(held["in_the_way"])})
-    yield front_figure(record, report["size_bytes"])
+    yield front_figure(record)
 
 
 def _blame(folder: _Folder) -> Iterator[Figure]:

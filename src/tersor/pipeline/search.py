@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter
 
 import numpy as np
@@ -18,6 +19,8 @@ from tersor.pipeline.trials import Trial, Trials
 from tersor.result import Score
 from tersor.spec import Budget, Recipe, Step
 from tersor.task import Task
+
+_NOTHING = 1e-12  # the error of what is known
 
 
 @dataclass(frozen=True)
@@ -40,17 +43,26 @@ class Verdicts:
     allowed: float
     confidence: float | None
     higher_is_better: bool
+    known: dict[Path, tuple[Score, Score]] = field(default_factory=dict, repr=False, compare=False)
+
+    def half(self, trial: Trial, half: int) -> Score:
+        """The score on the half that trials are chosen on (0), or that the verdict is given on (1)."""
+        if trial.path not in self.known:  # intervals of scores that are not 0 or 1 take a while
+            self.known[trial.path] = halves(trial.score)
+        return self.known[trial.path][half]
 
     def drop(self, trial: Trial, half: int) -> float:
-        """As measured, on the half that trials are chosen on (0), or that the verdict is given on (1)."""
-        lost = self.baseline[half].value - halves(trial.score)[half].value
+        """As measured, on a half."""
+        lost = self.baseline[half].value - self.half(trial, half).value
         return lost if self.higher_is_better else -lost
 
     def told(self, trial: Trial, half: int) -> Told | None:
         """The drop on a half by the labels, and by probabilities where there are any; None without errors."""
-        error = drop_error(self.baseline[half], halves(trial.score)[half])
+        error = drop_error(self.baseline[half], self.half(trial, half))
         if error is None:
             return None
+        if trial.change == 0:
+            return Told(self.drop(trial, half), _NOTHING)
         counted = Told(self.drop(trial, half), error)
         return together(counted, trial.told[half]) if trial.told else counted
 
@@ -80,24 +92,25 @@ class Verdicts:
         told = (self.told(one, 0) for one in trials)
         return sum(1 for one in told if one is None or CLEAR * one.error < one.drop <= MOST_DROP)
 
-    def keeps(self, trial: Trial) -> bool:
-        """Whether the one-sided test at the confidence says so of the other half."""
+    def bound(self, trial: Trial) -> float:
+        """The greatest drop on the other half that the one-sided test at the confidence leaves."""
         assert self.confidence is not None
         bound = greatest_drop(
-            self.baseline[1], halves(trial.score)[1],
+            self.baseline[1], self.half(trial, 1),
             higher_is_better=self.higher_is_better, confidence=self.confidence,
         )  # fmt: skip
         if bound is None:
             raise TaskError("a confidence needs scores of single samples: give the task a score, or leave "
                             "confidence out")  # fmt: skip
-        return bound <= self.allowed
+        return bound
 
 
 @dataclass
 class Search:
     """One search: its trials, the best of them, and what it may spend.
 
-    pace -- seconds an epoch of training takes, if that was measured.
+    pace -- seconds an epoch of training takes, if that was measured. clock -- since when it runs; None while
+    what an earlier process did comes again, whose seconds are ``taken``: so nothing of it is thrown away.
     """
 
     budget: Budget
@@ -109,7 +122,8 @@ class Search:
     keep: Callable[[Trial], None]
     may_train: bool
     pace: float | None = None
-    started: float = field(default_factory=perf_counter)
+    clock: float | None = field(default_factory=perf_counter)
+    taken: float = 0.0
     seen: list[Trial] = field(default_factory=list)
     best: Trial | None = None
 
@@ -119,10 +133,15 @@ class Search:
         return self.context.task
 
     @property
+    def seconds(self) -> float:
+        """That it took so far."""
+        return self.taken + (0.0 if self.clock is None else perf_counter() - self.clock)
+
+    @property
     def seconds_left(self) -> float | None:
         """Of the time limit, if there is one."""
         limit = self.budget.time_limit
-        return None if limit is None else limit - (perf_counter() - self.started)
+        return None if limit is None else limit - self.seconds
 
     def out_of_time(self) -> bool:
         """Whether no further trial may begin; the first one always may."""
@@ -134,13 +153,22 @@ class Search:
         trial = self.trials.run(Recipe(name="searched", steps=steps))
         if all(trial.path != one.path for one in self.seen):
             self.seen.append(trial)
+            self._count(trial)
         drop, inside = self.drop(trial), self.inside(trial)
         words = f"trial {len(self.seen)}: {trial.size_bytes:,} bytes, drop {drop:+.4f}"
         self.context.progress("search", len(self.seen), 0, f"{words}, {'inside' if inside else 'outside'}")
-        if inside and (self.best is None or self.better(trial, self.best)):
-            self.best = trial
-            self.keep(trial)
+        best = min(filter(self.inside, self.seen), key=self.rank, default=None)
+        if best is not None and best is not self.best:  # what is expected of earlier ones changes
+            self.keep(best)
+        self.best = best
         return trial
+
+    def _count(self, trial: Trial) -> None:
+        """Its seconds, which an earlier process may have taken; else the clock runs from its beginning on."""
+        if trial.noted:
+            self.taken += trial.seconds
+        elif self.clock is None:
+            self.clock = perf_counter() - trial.seconds
 
     def drop(self, trial: Trial, half: int = 0) -> float:
         """What a trial is expected to lose, by all that was seen so far on a half of the validation data."""
@@ -150,18 +178,16 @@ class Search:
     def passes(self, trial: Trial) -> bool:
         """Whether the half for the verdict agrees: by what is expected there, or by the one-sided test."""
         if self.verdicts.confidence is not None:
-            return self.verdicts.keeps(trial)
+            return self.verdicts.bound(trial) <= self.verdicts.allowed
         return self.drop(trial, 1) <= self.verdicts.allowed
 
     def inside(self, trial: Trial) -> bool:
-        """Whether a trial keeps the limit on what trials are chosen by."""
+        """Whether a trial keeps the limit on what trials are chosen by, and was timed where it has to be."""
+        if self.budget.objective == "latency" and trial.latency is None:
+            return False
         if self.budget.limits_drop:
             return self.drop(trial) <= self.verdicts.allowed
         return trial.size_bytes <= self.budget.bytes_for(self.dense_bytes)
-
-    def better(self, one: Trial, other: Trial) -> bool:
-        """Whether ``one`` is more of what is looked for."""
-        return self.rank(one) < self.rank(other)
 
     def rank(self, trial: Trial) -> tuple[float, float]:
         """What is to be least, and what decides between equals."""

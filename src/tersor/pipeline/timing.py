@@ -74,13 +74,13 @@ class Stopwatch:
         with TemporaryDirectory(prefix="tersor-") as folder:
             if self._dense is None:
                 dense = Path(folder, "dense.tersor")
-                save(trained_model(self.task), dense)
-                self._dense = self._call(dense)
-            calls = {"dense": self._dense, "file": self._call(path)}
+                save(trained_model(self.task.reference), dense)
+                self._dense = self._call(self.task.reference, dense)
+            calls = {"dense": self._dense, "file": self._call(self.task, path)}
         found = compare_latency(calls, rounds=self.timing.rounds, clock=self.timing.reads)[1]
         return Ratio(found.ratio, found.ratio_low, found.ratio_high)
 
-    def _call(self, path: Path) -> Callable[[], object]:
+    def _call(self, task: Task, path: Path) -> Callable[[], object]:
         with TemporaryDirectory(prefix="tersor-") as folder:
-            exported = export_model(self.task, path, Path(folder, "model.onnx"), batches=1)
-            return self.timing.call(exported.path, task_feeds(self.task))
+            exported = export_model(task, path, Path(folder, "model.onnx"), batches=1)
+            return self.timing.call(exported.path, task_feeds(task))

@@ -46,11 +46,11 @@ def with_training(search: Search, loss: float) -> None:
         if kept is not None and without_gain < PATIENCE:
             pruned, easy = _prune(search, pruned, kept, effort)
         elif pruned.tuned:
-            stretched = _stretched(search, effort, pruned.rounds)
+            again = replace(pruned, outside=0.0)
+            stretched = _stretched(search, effort, pruned.rounds) if _next_share(again) else None
             if stretched is None:
                 return
-            effort, without_gain = stretched, 0
-            pruned = replace(pruned, outside=0.0)
+            effort, without_gain, pruned = stretched, 0, again
         if pruned.tuned or easy or search.out_of_time():
             continue
         loss = _tune(search, pruned.steps, effort, loss)
@@ -74,7 +74,8 @@ def _stretched(search: Search, effort: Effort, rounds: int) -> Effort | None:
     if left is None or pace is None:
         return None
     usual = (effort.epochs + 2 * effort.tuning) * pace
-    share: float = search.trials.notes.once(f"stretched after round {rounds}", lambda: left / usual)
+    key = f"stretched after round {rounds}, limit {search.budget.time_limit:g} s"
+    share: float = search.trials.notes.once(key, lambda: left / usual)
     if share < 1:
         return None
     factor = min(share, LONGER)
@@ -99,8 +100,10 @@ def _prune(search: Search, pruned: Pruned, kept: float, effort: Effort) -> tuple
     if limited and not search.inside(trial):
         return replace(pruned, outside=kept, rounds=number), False
     left, limit = search.seconds_left, search.budget.time_limit
-    early = left is None or limit is None or left > limit / 2
-    easy = limited and early and search.drop(trial) < EASY * allowed
+    easy = limited and search.drop(trial) < EASY * allowed
+    if easy and left is not None and limit is not None:
+        key = f"early after round {number}, limit {limit:g} s"
+        easy = search.trials.notes.once(key, lambda: left > limit / 2)
     return Pruned(steps, kept, pruned.outside, number, tuned=False), easy
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
+from shutil import rmtree
 from time import perf_counter
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from tersor.artifact.io import Reader
 from tersor.artifact.writer import disk_errors, replacing
-from tersor.errors import TersorError
+from tersor.errors import ExportError, TersorError, VerificationError
 from tersor.measure.certainty import Told
 from tersor.measure.moved import Moved, Originals, score_and_change
 from tersor.model.restore import trained_model
@@ -33,6 +34,7 @@ from tersor.pipeline.work import read_collected, write_collected
 from tersor.recipe.load import dump_recipe
 from tersor.result import Score
 from tersor.spec import Code, Recipe, Step
+from tersor.train.randomness import Randomness
 
 NOTES, STAGES, TRIALS = "search.jsonl", "stages", "trials"
 _BEGINNING = b'{"key": "'  # of each line of notes
@@ -49,7 +51,8 @@ class Trial:
     seconds: float
     change: float | None = None  # of the outputs, the mean over the validation data
     told: tuple[Told, Told] | None = None  # its drop on either half, by probabilities
-    latency: Ratio | None = None  # by that of the uncompressed model, where that is looked for
+    latency: Ratio | None = None  # by that of the uncompressed model, where that is looked for, and it runs
+    noted: bool = False  # whether it had been run before
 
     @property
     def trained(self) -> bool:
@@ -67,6 +70,7 @@ class Notes:
     def __init__(self, path: Path, key: str, kind: str = "search") -> None:
         self.path = path
         self.known: dict[str, Any] = {}
+        self.fresh = False  # whether nothing had been noted
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         whole = [line for line in lines if line.endswith(b"\n")]
         for line in whole:
@@ -81,11 +85,7 @@ class Notes:
                 file.truncate(sum(map(len, whole)))
         if not whole:
             self._append(kind, key)
-
-    @property
-    def seconds(self) -> float:
-        """Of all trials that are noted."""
-        return float(sum(one["seconds"] for key, one in self.known.items() if key.startswith("trial ")))
+            self.fresh = True
 
     def once(self, key: str, find: Callable[[], Any]) -> Any:
         """What was noted under ``key``, else what ``find`` gives, noted from now on; plain data."""
@@ -126,19 +126,22 @@ class Trials:
         self._allocated: tuple[str, Allocation] | None = None
         for one in (STAGES, TRIALS):
             with disk_errors(folder):
+                if notes.fresh:  # what is there is of a search whose notes are gone
+                    rmtree(folder / one, ignore_errors=True)
                 (folder / one).mkdir(parents=True, exist_ok=True)
 
     def run(self, recipe: Recipe) -> Trial:
         """The trial of a recipe, from the notes if it is there."""
         name = _digest(dump_recipe(recipe))
         path = self.folder / TRIALS / f"{name}.tersor"
+        noted = f"trial {name}" in self.notes.known
         found = self.notes.once(f"trial {name}", lambda: self._run(recipe, path))
         score, told = _score(found["score"], path), found["told"]
         if told is not None:
             told = (Told(**told[0]), Told(**told[1]))
         latency = Ratio(**found["latency"]) if found["latency"] else None
         return Trial(
-            recipe, path, found["size_bytes"], score, found["seconds"], found["change"], told, latency
+            recipe, path, found["size_bytes"], score, found["seconds"], found["change"], told, latency, noted
         )
 
     def stage(self, steps: tuple[Step, ...]) -> Stage:
@@ -196,21 +199,32 @@ class Trials:
             "size_bytes": ledger.file_bytes,
             "change": moved["change"], "told": moved["told"],
             "score": asdict(replace(score, per_sample=None)),
-            "latency": asdict(self.stopwatch.ratio(path)) if self.stopwatch else None,
+            "latency": self._latency(path),
             "seconds": perf_counter() - started,
             "recipe": dump_recipe(recipe),
         }  # fmt: skip
+
+    def _latency(self, path: Path) -> dict[str, float] | None:
+        """By that of the uncompressed model; None where it is not asked for or the file does not run."""
+        if self.stopwatch is None:
+            return None
+        try:
+            return asdict(self.stopwatch.ratio(path))
+        except (ExportError, VerificationError) as error:
+            self.context.progress("search", 0, 0, f"not timed: {error}")
+            return None
 
     def _measured(self, path: Path) -> Score | Moved:
         """How the file does on the validation data; how its outputs moved, too, where samples have scores."""
         task, device = self.context.task, self.context.device
         assert task.validation is not None
-        if task.metric is not None:
-            return evaluate(task, path, loader=task.validation, device=device)
-        model = runnable(task, path, device)
-        reference = trained_model(task.reference).to(device)
-        originals = Originals(reference, task.reference, device=device, most_bytes=0)
-        return score_and_change(model, task, task.validation, originals, device=device)
+        with Randomness(task.validation).seeded(0):
+            if task.metric is not None:
+                return evaluate(task, path, loader=task.validation, device=device)
+            model = runnable(task, path, device)
+            reference = trained_model(task.reference).to(device)
+            originals = Originals(reference, task.reference, device=device, most_bytes=0)
+            return score_and_change(model, task, task.validation, originals, device=device)
 
 
 def _score(plain: dict[str, Any], path: Path) -> Score:

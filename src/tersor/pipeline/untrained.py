@@ -10,7 +10,7 @@ from tersor.measure.expected import MOST_DROP
 from tersor.pipeline.allocation import Allocation
 from tersor.pipeline.search import Search
 from tersor.pipeline.trials import Trial
-from tersor.spec import Fold, Step, Train
+from tersor.spec import Code, Fold, Step, Train
 
 FIRST_LOSS = 0.01  # of the outputs, with which the search begins
 WIDE, FINE = 4.0, 1.15  # the factor between losses tried first, and the one at which halving ends
@@ -72,6 +72,8 @@ def make_safe(search: Search, loss: float) -> None:
 
     After training, and with a confidence, that one file is confirmed is enough.
     """
+    if search.out_of_time():
+        return
     before = folded(search, ())
     allocation = search.trials.allocation(before, search.effort.batches)
     any_will_do = search.may_train or search.budget.confidence is not None
@@ -84,7 +86,9 @@ def make_safe(search: Search, loss: float) -> None:
         try:
             reached = search.try_out((*before, *allocation.steps(allocation.within_loss(loss)))).size_bytes
         except BudgetError:
-            return
+            break
+    if not any(search.inside(one) and search.passes(one) for one in search.seen):
+        search.try_out((Code(),))  # without loss
 
 
 def fill(

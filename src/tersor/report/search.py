@@ -13,7 +13,7 @@ def trial_table(record: SearchRecord) -> Table:
     rows = tuple(
         (
             "*" if one.front else "",
-            *((f"{one.cost:.3f}",) if timed else ()),
+            *((_ratio(one.latency),) if timed else ()),
             format_bytes(one.size_bytes),
             format_number(one.drop),
             format_number(one.measured_drop),
@@ -22,14 +22,18 @@ def trial_table(record: SearchRecord) -> Table:
             f"{one.seconds:.1f}",
             one.steps,
         )
-        for one in sorted(record.trials, key=lambda one: one.cost)
+        for one in sorted(record.trials, key=lambda one: (timed and one.latency is None, one.cost))
     )
     first = ("front", "latency", "bytes") if timed else ("front", "bytes")
     columns = (*first, "expected drop", "measured", "other half", "inside", "seconds", "steps")
-    unit = "drop" if record.allowed != int(record.allowed) or record.allowed < 1 else "bytes"
+    unit = "drop" if any(name.startswith("max_drop") for name in record.budget) else "bytes"
     notes = (
         f"allowed: {record.allowed:g} ({unit}); drops on halves of {record.validation_samples:,} validation "
-        "samples, expected ones (in either half) by the labels and by the probabilities of both models",
+        "samples, expected ones (of the other half, too) by labels, probabilities and outputs' change",
         *(("latency: by that of the uncompressed model, in ONNX Runtime",) if timed else ()),
     )
     return Table("trials", columns, rows, left=1, notes=notes)
+
+
+def _ratio(latency: float | None) -> str:
+    return "does not run" if latency is None else f"{latency:.3f}"

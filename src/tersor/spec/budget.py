@@ -21,8 +21,8 @@ class Budget:
     to 1 is half a point); ``max_drop_relative``: as a share of the baseline's score; ``target_size`` in
     bytes, or ``target_ratio`` of dense bytes to those of the file: then the best score is looked for.
 
-    confidence -- None: the drop that was measured decides. A percentage: a one-sided paired test has to show
-        that the true drop is inside the limit, so that it is so in that share of all searches.
+    confidence -- None: the best estimate of the drop decides. A percentage: a one-sided paired test has to
+        show that the true drop is inside the limit, so that it is so in that share of all searches.
     time_limit -- seconds after which no further trial begins; the best so far is the result.
     objective -- what is to be least inside a limit of the drop: the ``size`` of the file, or the ``latency``
         of the model with as many layers in 8 bits as that takes, measured in ONNX Runtime.

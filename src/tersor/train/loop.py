@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, astuple, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from tersor.model.simulate import scales_that_learn
 from tersor.model.storage import storages
 from tersor.progress import Progress, silent
 from tersor.spec import Train
-from tersor.task import Batch, Task
+from tersor.task import Batch, Task, batches_in
 from tersor.train.checkpoint import interrupt_later, load_checkpoint, save_checkpoint
 from tersor.train.control import Control
 from tersor.train.gradients import quantized_gradients
@@ -262,10 +262,8 @@ def _train_loader(task: Task) -> Iterable[Batch]:
 
 
 def _count_batches(task: Task, loader: Iterable[Batch]) -> int:
-    try:
-        batches = len(cast(Sized, loader))
-    except TypeError:  # what is Sized may have no length: a DataLoader over an iterable dataset
-        batches = sum(1 for _ in loader)
+    known = batches_in(loader)
+    batches = sum(1 for _ in loader) if known is None else known
     if not batches:
         raise TaskError(f"task {task.name!r}: the train loader is empty")
     return batches

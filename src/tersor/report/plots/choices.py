@@ -98,19 +98,17 @@ def _nothing(axes: Axes, at: int) -> None:
                   color=GREY)  # fmt: skip
 
 
-def front_figure(record: SearchRecord, chosen_bytes: int) -> Figure:
-    """Every file that a search made by its bytes (or latency) and its drop; those that none beats are joined.
-
-    chosen_bytes -- of the file that it handed back.
-    """
+def front_figure(record: SearchRecord) -> Figure:
+    """Every file that a search made, by its bytes (or latency) and drop; those that none beats are joined."""
     limits_drop = any(name.startswith("max_drop") for name in record.budget)
     timed = any(one.latency is not None for one in record.trials)
+    trials = [one for one in record.trials if not timed or one.latency is not None]
     figure = new_figure(9, 5.2)
     axes: Axes = figure.subplots()
     tidy(axes)
     axes.grid(color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
-    front = sorted((one.cost, one.drop) for one in record.trials if one.front)
+    front = sorted((one.cost, one.drop) for one in trials if one.front)
     axes.step(
         *zip(*front, strict=True), where="post", color=GREY, linewidth=1.2, label="front"
     ) if front else None
@@ -118,21 +116,22 @@ def front_figure(record: SearchRecord, chosen_bytes: int) -> Figure:
         (True, "o", BLUE, "inside the budget"),
         (False, "X", RED, "outside"),
     ):
-        points = [(one.cost, one.drop) for one in record.trials if one.inside is inside]
+        points = [(one.cost, one.drop) for one in trials if one.inside is inside]
         if points:
             axes.plot(*zip(*points, strict=True), marker, markersize=8, color=color, markeredgecolor="white",
                       markeredgewidth=0.6, label=label, zorder=3)  # fmt: skip
-    chosen = [(one.cost, one.drop) for one in record.trials if one.size_bytes == chosen_bytes]
+    chosen = [one for one in record.trials if one.chosen]
     if chosen:
-        axes.plot(*chosen[0], "o", markersize=15, markerfacecolor="none", markeredgecolor="black",
-                  markeredgewidth=1.6, label=f"chosen: {short_bytes(chosen_bytes)}", zorder=4)  # fmt: skip
+        axes.plot(chosen[0].cost, chosen[0].drop, "o", markersize=15, markerfacecolor="none",
+                  markeredgecolor="black", markeredgewidth=1.6,
+                  label=f"chosen: {short_bytes(chosen[0].size_bytes)}", zorder=4)  # fmt: skip
     allowed = {"color": "black", "linestyle": ":", "linewidth": 1.3, "label": f"allowed: {record.allowed:g}"}
     if limits_drop:
         axes.axhline(record.allowed, **allowed)  # type: ignore[arg-type]
     else:
         axes.axvline(record.allowed, **allowed | {"label": f"allowed: {short_bytes(record.allowed)}"})  # type: ignore[arg-type]
-    hidden = _clip(axes, record, [drop for _, drop in chosen]) if limits_drop else 0
-    costs = [one.cost for one in record.trials]
+    hidden = _clip(axes, record, [one.drop for one in chosen]) if limits_drop else 0
+    costs = [one.cost for one in trials]
     if costs and max(costs) > 5 * min(costs):
         axes.set_xscale("log")
     if not timed:
