@@ -52,7 +52,7 @@ def together(counted: Told, by_probabilities: Told) -> Told:
 
     >>> found = together(Told(0.003, 0.0025), Told(0.0012, 0.0006))
     >>> round(found.drop, 5), round(found.error, 5)
-    (0.00131, 0.00061)
+    (0.00132, 0.00065)
     """
     error = by_probabilities.error**2 + (LOSS_ERROR * by_probabilities.drop) ** 2
     own, other = counted.error**-2.0, 1 / error
