@@ -42,5 +42,6 @@ def show_result(result: Result, task: Task, out: Path, first: Table, files: Sequ
     )
     for name in ("model.tersor", "result.json", "recipe.yaml", *files):
         console.say(f"wrote {out / name}: {format_bytes((out / name).stat().st_size)}")
-    for path in sorted(one for one in out.iterdir() if one.suffix in (".onnx", ".xml", ".tflite")):
+    exported = (one for one in out.iterdir() if one.suffix in (".onnx", ".xml", ".tflite"))
+    for path in sorted(one for one in exported if one.name not in files):
         console.say(f"{path} is older than model.tersor: export it again")

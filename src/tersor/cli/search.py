@@ -56,7 +56,8 @@ def _search(task: Task, budget: Budget, out: Path, **options: Any) -> Result:
 
     result = run(lambda progress: tersor.search(task, budget, out=out, progress=progress, **options))
     assert result.search is not None
-    show_result(result, task, out, trial_table(result.search), ("search.jsonl",))
+    files = ("search.jsonl", *(("model.onnx",) if budget.objective == "latency" else ()))
+    show_result(result, task, out, trial_table(result.search), files)
     if result.search.note:
         console.say(f"validation: {result.search.note}")
     return result

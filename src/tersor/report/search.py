@@ -6,6 +6,8 @@ from tersor.report.figures import format_bytes, format_number
 from tersor.report.tables import Table
 from tersor.result import SearchRecord
 
+_WIDEST = 60  # characters of steps
+
 
 def trial_table(record: SearchRecord) -> Table:
     """Every file that was made, the smallest or fastest first; ``*``: no other beats it in that and drop."""
@@ -20,7 +22,7 @@ def trial_table(record: SearchRecord) -> Table:
             format_number(one.verdict_drop),
             "yes" if one.inside else "no",
             f"{one.seconds:.1f}",
-            one.steps,
+            _end(one.steps),
         )
         for one in sorted(record.trials, key=lambda one: (timed and one.latency is None, one.cost))
     )
@@ -37,3 +39,8 @@ def trial_table(record: SearchRecord) -> Table:
 
 def _ratio(latency: float | None) -> str:
     return "does not run" if latency is None else f"{latency:.3f}"
+
+
+def _end(steps: str) -> str:
+    """Many steps by their last ones."""
+    return steps if len(steps) <= _WIDEST else f"... {steps[-_WIDEST:].partition(' > ')[2]}"
