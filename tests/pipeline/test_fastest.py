@@ -39,7 +39,7 @@ def timed_by_layers(monkeypatch, gains):
     """Latencies as though each layer in 8 bits gained its share of the time."""
     monkeypatch.setattr(
         Stopwatch, "ratio",
-        lambda self, path: Ratio(1 - sum(gains[name] for name in integer_layers(path)), 0.0, 2.0),
+        lambda self, path: Ratio(*[1 - sum(gains[name] for name in integer_layers(path))] * 2),
     )  # fmt: skip
 
 

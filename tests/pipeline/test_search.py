@@ -48,6 +48,17 @@ def spirals(**fields):
     return tersor.Task(**given | fields)
 
 
+def interrupted(task, out, trial):
+    """A search that was interrupted after so many trials."""
+
+    def interrupt(phase, done, total, note=""):
+        if note.startswith(f"trial {trial}"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tersor.search(task, Budget(max_drop=0.02), out=out, progress=interrupt)
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("search")
@@ -138,7 +149,7 @@ def test_a_search_with_training_prunes_tunes_and_is_no_larger(found, tmp_path):
     trained = replace(task, train=list(zip(x.split(100), labels.split(100), strict=True)))
     result = tersor.search(trained, Budget(max_drop=0.02), out=tmp_path, effort=SHORT)
     steps = {one.steps for one in result.search.trials}
-    assert any(one.startswith("prune-1 > ") and one.endswith("tune") for one in steps)
+    assert any(one.startswith("prune-1 > ") and " > share" in one and one.endswith("tune") for one in steps)
     assert result.search.met
     # What blame puts tensors back from is there, since the rounds before it were trained.
     blamed = tersor.blame(trained, tmp_path, batches=2)
@@ -152,15 +163,7 @@ def test_a_search_with_training_prunes_tunes_and_is_no_larger(found, tmp_path):
 
 def test_an_interrupted_search_goes_on_and_ends_in_the_same_file(found, tmp_path):
     task, _, whole = found
-    calls = []
-
-    def interrupt(phase, done, total, note=""):
-        calls.append(note)
-        if note.startswith("trial 3"):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        tersor.search(task, Budget(max_drop=0.02), out=tmp_path, progress=interrupt)
+    interrupted(task, tmp_path, 3)
     assert list((tmp_path / ".tersor-search").iterdir())
     with pytest.raises(TersorError, match="of another search"):
         tersor.search(task, Budget(max_drop=0.03), out=tmp_path)
@@ -252,12 +255,7 @@ def test_however_little_time_there_is_one_file_is_made():
 def test_notes_that_are_gone_take_their_stages_with_them(tmp_path):
     task = spirals()
 
-    def interrupt(phase, done, total, note=""):
-        if note.startswith("trial 3"):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        tersor.search(task, Budget(max_drop=0.02), out=tmp_path, progress=interrupt)
+    interrupted(task, tmp_path, 3)
     other = {name: one + 0.1 * torch.sin(100 * one) for name, one in task.weights.items()}
     changed = replace(task, weights=other)
     (tmp_path / ".tersor-search" / "search.jsonl").unlink()
@@ -269,12 +267,7 @@ def test_notes_that_are_gone_take_their_stages_with_them(tmp_path):
 def test_time_that_an_earlier_process_took_is_counted_as_its_trials_come_again(tmp_path):
     task = spirals()
 
-    def interrupt(phase, done, total, note=""):
-        if note.startswith("trial 6"):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        tersor.search(task, Budget(max_drop=0.02), out=tmp_path, progress=interrupt)
+    interrupted(task, tmp_path, 6)
     lines = (tmp_path / ".tersor-search" / "search.jsonl").read_text().splitlines()
     trials = [json.loads(line) for line in lines if '"key": "trial' in line]
     spent = sum(one["value"]["seconds"] for one in trials)
@@ -302,7 +295,7 @@ def test_data_that_are_shuffled_and_labels_that_mean_nothing_are_no_obstacle(tmp
     assert tersor.search(replace(task, validation=padded), Budget(max_drop=0.05)).search.met
 
 
-def test_pruning_ends_where_no_less_can_be_kept(tmp_path):
+def test_pruning_ends_where_no_less_can_be_kept():
     task = spirals()
     trained = replace(task, train=task.validation)
     effort = Effort(epochs=0.2, tuning=0.2, batches=2)

@@ -77,7 +77,7 @@ def score_and_change(
         output = task.forward(model, given)
         before = originals(len(changes), given)
         changes.append(output_change(before, output, given).detach().cpu())
-        room = sum(one.after.numel() for one in pairs if one is not None) < MOST_LOGITS
+        room = len(pairs) * (pairs[0].after.numel() if pairs and pairs[0] else 0) < MOST_LOGITS
         pairs.append(decided(before, output, given) if room and task.metric is None else None)
         return output
 

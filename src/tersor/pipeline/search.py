@@ -193,5 +193,5 @@ class Search:
         """What is to be least, and what decides between equals."""
         drop = self.drop(trial)
         if trial.latency is not None:
-            return trial.latency.ratio, drop
+            return trial.latency.high, drop  # no lucky measurement wins
         return (trial.size_bytes, drop) if self.budget.limits_drop else (drop, trial.size_bytes)

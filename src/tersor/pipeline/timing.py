@@ -54,10 +54,9 @@ class Timing:
 
 @dataclass(frozen=True)
 class Ratio:
-    """The time of one call by that of the uncompressed model, with its 95 % interval."""
+    """The time of one call by that of the uncompressed model, and the upper end of its 95 % interval."""
 
     ratio: float
-    low: float
     high: float
 
 
@@ -78,7 +77,7 @@ class Stopwatch:
                 self._dense = self._call(self.task.reference, dense)
             calls = {"dense": self._dense, "file": self._call(self.task, path)}
         found = compare_latency(calls, rounds=self.timing.rounds, clock=self.timing.reads)[1]
-        return Ratio(found.ratio, found.ratio_low, found.ratio_high)
+        return Ratio(found.ratio, found.ratio_high)
 
     def _call(self, task: Task, path: Path) -> Callable[[], object]:
         with TemporaryDirectory(prefix="tersor-") as folder:
