@@ -6,9 +6,9 @@ LeNet-5 on MNIST (weights of three seeds, shifts of 2 px in training) with 50 an
 layer removed, and ResNet-20 on CIFAR-10 (the committed weights, three seeds of the order of batches) with
 half of the multiply-accumulates removed; each then trains with the dense net as teacher. ``fp32`` rows end
 there; ``by8`` rows too, with channels left in multiples of 8; ``small`` rows go on: unstructured pruning,
-4-bit codebooks, entropy coding. Errors are those of the file on the 10,000 test images. Latencies are those of
-ONNX files in ONNX Runtime on one thread, dense and shrunk in turns in one process, by the processor time of
-the process.
+4-bit codebooks, entropy coding. Errors are those of the file on the 10,000 test images.
+Latencies are those of ONNX files in ONNX Runtime on one thread, dense and shrunk in turns in one process,
+by the processor time of the process.
 
 torch-pruning's rows on the same LeNet-5 architecture, from other weights (99.33 %): 50 %: 99.23 % (99.18 % in
 33,413 B with nncodec); 80 %: 98.29 % at 67,513 B.
