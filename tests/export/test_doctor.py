@@ -48,6 +48,11 @@ class Net:
         shape = (made, read // attributes.get("group", 1), 3, 3)
         return self.then("Conv", self.weights(f"{name}_w", *shape), name=name, pads=[1] * 4, **attributes)
 
+    def float_conv(self, name, read, made, **attributes):
+        shape = (made, read // attributes.get("group", 1), 3, 3)
+        weights = self.value(f"{name}_w", DRAW.normal(size=shape).astype(np.float32))
+        return self.then("Conv", weights, name=name, pads=[1] * 4, **attributes)
+
     def model(self, opset=21):
         graph = helper.make_graph(
             self.nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", *self.shape])],
@@ -250,6 +255,25 @@ def test_channels_say_which_count_is_odd():
     made, read = (one.detail for one in diagnose(net.model().SerializeToString(), batch=MANY))
     assert made == "makes 50 channels, no multiple of 4: up to twice the time of 52"
     assert read.startswith("reads 50 channels")
+
+
+@pytest.mark.parametrize(
+    ("read", "middle", "made", "told"),
+    [
+        (16, 13, 10, [("channels", "one"), ("channels", "two")]),
+        (3, 16, 10, []),
+        (16, 8, 16, []),
+        (16, 4, 16, [("channels", "one"), ("channels", "two")]),
+    ],
+)
+def test_channels_of_floats(read, middle, made, told):
+    net = Net(read, 8, 8).float_conv("one", read, middle).then("Relu").float_conv("two", middle, made)
+    assert net.told() == told
+
+
+def test_a_depthwise_convolution_of_floats_reads_one_channel_each():
+    net = Net(16, 8, 8).float_conv("one", 16, 16).float_conv("depthwise", 16, 16, group=16)
+    assert net.float_conv("point", 16, 16).told() == []
 
 
 def test_depthwise_convolutions_read_one_channel_each():

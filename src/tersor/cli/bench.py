@@ -54,8 +54,8 @@ def bench(
     """Time exported files in turns, and say what slows them.
 
     Each is compared with the first: warmed up, in random order within each round, ratios with their 95 %
-    interval. Then the doctor says what slows the quantized ones: nodes that run in float, pairs that did
-    not fuse, counts of channels.
+    interval. Then the doctor says what slows them: of quantized ones nodes that run in float and pairs that
+    did not fuse, of all counts of channels that kernels pad.
 
     \b
     tersor bench float.onnx int8.onnx --batch 1 --batch 32

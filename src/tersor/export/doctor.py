@@ -1,4 +1,4 @@
-"""Why a quantized graph is not faster: what ONNX Runtime makes of it, read in its optimized graph."""
+"""Why a quantized or pruned graph is not faster: what ONNX Runtime makes of it, in its optimized graph."""
 
 from __future__ import annotations
 
@@ -73,7 +73,9 @@ class Finding:
 def diagnose(
     model: str | Path | bytes, *, batch: int = 1, sizes: Mapping[str, int] | None = None
 ) -> tuple[Finding, ...]:
-    """What keeps a quantized ONNX model from being faster on this machine's CPU; nothing for a float model.
+    """What keeps a quantized or pruned ONNX model from being faster on this machine's CPU.
+
+    Of a model in floats it tells the counts of channels that kernels pad.
 
     batch, sizes -- of the inputs' free axes, as for :func:`tersor.export.runtimes.example_arrays`; where they
         do not say all, the multiply-adds are not counted.
@@ -85,9 +87,9 @@ def diagnose(
         source = parse_onnx(read_content(model))
         _name_nodes_(source)
         graph = read_graph(source)
-        if not _is_quantized(source, graph):
-            return ()
         shapes = known_shapes(source, batch=batch, sizes=sizes)
+        if not _is_quantized(source, graph):
+            return tuple(_channels(graph, shapes))
         fused = read_graph(_optimized(source))
     return (
         *_weights_in_float(fused),
@@ -204,13 +206,14 @@ def _channels(graph: Reading, shapes: Mapping[str, tuple[int, ...]]) -> Iterator
     after, before = graph.after(_FLOAT | _INTEGER), graph.before(_FLOAT | _INTEGER)
     for node in graph.nodes:
         weights, others = _operands(graph, node) if node.op_type == "Conv" else ("", "")
-        maker = graph.source(weights, MOVES)
-        if maker is None or maker.op_type != "DequantizeLinear" or weights not in shapes:
+        if weights not in shapes:
             continue
+        maker = graph.source(weights, MOVES)
+        integer = maker is not None and maker.op_type == "DequantizeLinear"
         made, read = shapes[weights][:2]
         groups = next((one.i for one in node.attribute if one.name == "group"), 1)
         depthwise = groups > 1 and read == 1
-        if read < FEWEST_CHANNELS and not depthwise:
+        if integer and read < FEWEST_CHANNELS and not depthwise:
             detail = f"integers are slower than floats in a convolution over {read} input channels"
             yield Finding("few channels", node.name, detail)
         elif read % CHANNELS and others in after and not depthwise:
