@@ -42,6 +42,17 @@ def check_kinds(spec: Any) -> None:
         require(fits and abs(value) < inf, one.name, repr(value), wanted)
 
 
+def whole_number(name: str, value: object, least: int) -> None:
+    """:class:`SpecError` for what is no whole number from ``least`` on.
+
+    >>> whole_number("jobs", 0, least=1)
+    Traceback (most recent call last):
+    tersor.errors.SpecError: jobs is 0: it has to be a whole number, 1 or more
+    """
+    fits = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    require(fits, name, repr(value), f"a whole number, {least} or more")
+
+
 def require(holds: bool, name: str, value: object, wanted: str) -> None:
     """Raise :class:`SpecError` unless it ``holds``: what the field ``name`` is, and what is ``wanted``."""
     if not holds:

@@ -16,6 +16,7 @@ from torch import nn
 
 from tersor.artifact.io import Reader
 from tersor.artifact.writer import disk_errors, replacing
+from tersor.checks import whole_number
 from tersor.errors import FormatError, SpecError, TaskError, in_context
 from tersor.measure.outputs import floating_parts, output_change
 from tersor.measure.quality import compare, evaluate_model, evaluating, to_device
@@ -103,8 +104,8 @@ def blame(
     """
     check_is_task(task)
     check_device(device)
-    if batches is not None and (isinstance(batches, bool) or not isinstance(batches, int) or batches < 1):
-        raise SpecError(f"batches is {batches!r}: it has to be a whole number, 1 or more")
+    if batches is not None:
+        whole_number("batches", batches, least=1)
     if task.validation is None:
         raise TaskError(f"task {task.name!r} has no validation data: what a tensor loses is measured on them")
     folder = result.path.parent if isinstance(result, Result) else Path(result)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import inf
 
 from tersor.patterns import literal
@@ -24,38 +24,45 @@ def fastest(search: Search) -> None:
     What a layer loses and what time it takes is told by all layers without it; those that lose most for their
     time go back to floats, until the budget is kept.
     """
-    before = folded(search, ())
-    layers = _layers(search, before)
-    search.try_out(before or (Code(),))
-    whole = _try(search, before, layers, ())
+    mixes = _Mixes.of(search)
+    mixes.tried(mixes.layers)
+    whole = mixes.tried(())
     without = {}
-    for name in layers if len(layers) > 1 else ():
+    for name in mixes.layers if len(mixes.layers) > 1 else ():
         if search.out_of_time():
             break
-        without[name] = _try(search, before, layers, (name,))
+        without[name] = mixes.tried((name,))
     if without and whole.latency is not None:
-        _fewest_floats(search, before, layers, _order(search, whole, without))
+        _fewest_floats(mixes, _order(search, whole, without))
 
 
-def _layers(search: Search, before: tuple[Step, ...]) -> tuple[str, ...]:
-    """The weights of the operations that can run in integers."""
-    task = search.task
-    collected = read_collected(search.trials.stage(before or (Code(),)).path)
-    planned = plan_quantization(work_after(task, collected, before), INTEGER, task)
-    found = [
-        one.operation.weights[0]
-        for one in planned.placement.decisions
-        if one.action == "integer" and one.operation.weights
-    ]
-    return tuple(dict.fromkeys(found))
+@dataclass(frozen=True)
+class _Mixes:
+    """Recipes in which some ``layers``, named by their weights, are in floats and the others in 8 bits."""
 
+    search: Search
+    before: tuple[Step, ...]  # what all of them begin with
+    layers: tuple[str, ...]
 
-def _try(search: Search, before: tuple[Step, ...], layers: tuple[str, ...], floats: tuple[str, ...]) -> Trial:
-    """A trial with some layers in floats, the others in 8 bits."""
-    if set(floats) >= set(layers):
-        return search.try_out(before or (Code(),))
-    rules = tuple(Rule(literal(name), skip=True) for name in floats)
-    return search.try_out((*before, replace(INTEGER, rules=rules)))
+    @classmethod
+    def of(cls, search: Search) -> _Mixes:
+        """Those of the operations that can run in integers."""
+        task, before = search.task, folded(search, ())
+        collected = read_collected(search.trials.stage(before or (Code(),)).path)
+        planned = plan_quantization(work_after(task, collected, before), INTEGER, task)
+        found = [
+            one.operation.weights[0]
+            for one in planned.placement.decisions
+            if one.action == "integer" and one.operation.weights
+        ]
+        return cls(search, before, tuple(dict.fromkeys(found)))
+
+    def tried(self, floats: tuple[str, ...]) -> Trial:
+        """A trial with some layers in floats."""
+        if set(floats) >= set(self.layers):
+            return self.search.try_out(self.before or (Code(),))
+        rules = tuple(Rule(literal(name), skip=True) for name in floats)
+        return self.search.try_out((*self.before, replace(INTEGER, rules=rules)))
 
 
 def _order(search: Search, whole: Trial, without: Mapping[str, Trial]) -> list[tuple[str, float]]:
@@ -78,13 +85,13 @@ def _order(search: Search, whole: Trial, without: Mapping[str, Trial]) -> list[t
     return [(name, found[name][1]) for name in sorted(ranks, key=lambda name: -ranks[name])]
 
 
-def _fewest_floats(
-    search: Search, before: tuple[Step, ...], layers: tuple[str, ...], order: list[tuple[str, float]]
-) -> None:
+def _fewest_floats(mixes: _Mixes, order: list[tuple[str, float]]) -> None:
     """Halve how many layers go back to floats; then one more at a time, until the other half confirms."""
 
+    search = mixes.search
+
     def tried(count: int) -> Trial:
-        return _try(search, before, layers, tuple(name for name, _ in order[:count]))
+        return mixes.tried(tuple(name for name, _ in order[:count]))
 
     if search.out_of_time():
         return

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tersor.artifact.io import Reader
-from tersor.errors import SpecError, in_context
+from tersor.checks import whole_number
+from tersor.errors import in_context
 from tersor.measure.allocations import measured_peak, run_in_order
 from tersor.measure.footprint import (
     UNIFORM,
@@ -62,8 +63,7 @@ def memory(task: Task, path: str | Path | None = None, *, batch_size: int = 1) -
     (232, 48, 48.0)
     """
     check_is_task(task)
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise SpecError(f"batch_size is {batch_size!r}: it has to be a whole number, 1 or more")
+    whole_number("batch_size", batch_size, least=1)
     tensors: dict[str, CompressedTensor] = {}
     points: tuple[QuantPoint, ...] = ()
     if path is None:

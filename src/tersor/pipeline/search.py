@@ -181,6 +181,11 @@ class Search:
             return self.verdicts.bound(trial) <= self.verdicts.allowed
         return self.drop(trial, 1) <= self.verdicts.allowed
 
+    @property
+    def confirmed(self) -> list[Trial]:
+        """The trials inside with which the half for the verdict agrees."""
+        return [one for one in self.seen if self.inside(one) and self.passes(one)]
+
     def inside(self, trial: Trial) -> bool:
         """Whether a trial keeps the limit on what trials are chosen by, and was timed where it has to be."""
         if self.budget.objective == "latency" and trial.latency is None:

@@ -13,7 +13,7 @@ from typing import Any
 from tersor.allocate.candidates import Candidate, Weighed, candidates_of, held_as
 from tersor.allocate.sensitivity import Change, Effect, Replaced, correlations, estimate_points
 from tersor.allocate.table import estimate, weigh, weighable
-from tersor.checks import check_kinds, require
+from tersor.checks import check_kinds, require, whole_number
 from tersor.errors import SpecError, TaskError, TersorError
 from tersor.pipeline.context import Context, seeded
 from tersor.pipeline.fingerprint import fingerprint
@@ -92,8 +92,7 @@ def sensitivity(
     """
     survey = survey or Survey()
     seed = check_seed(seed)
-    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-        raise SpecError(f"jobs is {jobs!r}: it has to be a whole number, 1 or more")
+    whole_number("jobs", jobs, least=1)
     check_device(device)
     check_is_task(task)
     if task.train is None and task.validation is None:

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 from tersor.artifact.io import save
-from tersor.errors import SpecError
+from tersor.checks import one_of, whole_number
 from tersor.export.runtimes import open_session
 from tersor.measure.latency import FEWEST_ROUNDS, Clock, compare_latency
 from tersor.model.restore import trained_model
@@ -33,11 +33,8 @@ class Timing:
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("rounds", FEWEST_ROUNDS), ("threads", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise SpecError(f"{name} is {value!r}: it has to be a whole number, {least} or more")
-        if self.clock not in ("wall", "cpu"):
-            raise SpecError(f"clock is {self.clock!r}: it has to be wall or cpu")
+            whole_number(name, getattr(self, name), least)
+        one_of(self, "clock", ("wall", "cpu"))
 
     @property
     def reads(self) -> Clock:

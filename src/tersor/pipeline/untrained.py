@@ -79,7 +79,7 @@ def make_safe(search: Search, loss: float) -> None:
     any_will_do = search.may_train or search.budget.confidence is not None
     reached = search.best.size_bytes if search.best else 0
     for _ in range(MOST_SAFER):
-        confirmed = [one.size_bytes for one in search.seen if search.inside(one) and search.passes(one)]
+        confirmed = [one.size_bytes for one in search.confirmed]
         if search.out_of_time() or (confirmed and (any_will_do or reached >= min(confirmed))):
             return
         loss *= SAFER
@@ -87,7 +87,7 @@ def make_safe(search: Search, loss: float) -> None:
             reached = search.try_out((*before, *allocation.steps(allocation.within_loss(loss)))).size_bytes
         except BudgetError:
             break
-    if not any(search.inside(one) and search.passes(one) for one in search.seen):
+    if not search.confirmed:
         search.try_out((Code(),))  # without loss
 
 

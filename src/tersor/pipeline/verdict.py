@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from itertools import takewhile
 
 from tersor.errors import TaskError
 from tersor.measure.quality import compare, halves
@@ -25,19 +26,17 @@ def verdict(search: Search, baseline: Score) -> tuple[Trial, SearchRecord]:
     if not search.seen:
         raise TaskError("the search made no trial: raise the time limit")
     inside = [one for one in search.seen if search.inside(one)]
-    ranked = sorted(inside, key=search.rank)
     if not search.budget.limits_drop:
-        passed = ranked[:1]
+        passed = inside
     elif search.budget.confidence is None:
-        passed = [one for one in ranked if search.passes(one)][:1]
+        passed = search.confirmed
     else:
-        passed = []
-        for one in sorted(inside, key=lambda one: (search.drop(one), one.size_bytes)):
-            if not search.passes(one):
-                break
-            passed.append(one)
-        passed = sorted(passed, key=search.rank)[:1]
-    chosen = passed[0] if passed else min(search.seen, key=lambda one: _distance(search, one))
+        safest = sorted(inside, key=lambda one: (search.drop(one), one.size_bytes))
+        passed = list(takewhile(search.passes, safest))
+    if passed:
+        chosen = min(passed, key=search.rank)
+    else:
+        chosen = min(search.seen, key=lambda one: _distance(search, one))
     missed = 0.0 if passed else _distance(search, chosen)
     return chosen, _record(search, baseline, chosen, missed)
 
