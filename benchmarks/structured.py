@@ -4,8 +4,8 @@
 
 LeNet-5 on MNIST (weights of three seeds, shifts of 2 px in training) with 50 and 80 % of the channels of each
 layer removed, and ResNet-20 on CIFAR-10 (the committed weights, three seeds of the order of batches) with
-half of the multiply-accumulates removed; each then trains with the dense net as teacher. ``fp32`` rows end
-there; ``by8`` rows too, with channels left in multiples of 8; ``small`` rows go on: unstructured pruning,
+half of the multiply-accumulates removed; each then trains with the dense net as teacher, LeNet-5 for 10 epochs,
+at 80 % for 30 (with 10 three seeds had 99.28, 99.22 and 99.08 %). ``fp32`` rows end there; ``by8`` rows too, with channels left in multiples of 8; ``small`` rows go on: unstructured pruning,
 4-bit codebooks, entropy coding. Errors are those of the file on the 10,000 test images.
 Latencies are those of ONNX files in ONNX Runtime on one thread, dense and shrunk in turns in one process,
 by the processor time of the process.
@@ -40,6 +40,7 @@ from tersor.task import Task
 SEEDS = (0, 1, 2)
 BATCH_SIZES = (1, 128)
 ROUNDS = 30
+EPOCHS = {0.5: 10, 0.8: 30}  # of LeNet-5, by the share that is removed
 TOLD = ("multiply-accumulates", "(all)")  # what a step says of everything that it touched
 
 
@@ -67,7 +68,7 @@ class Row:
             train = Train(epochs=15, lr=2e-3, warmup=0.05)
             step = Shrink(macs=1 - self.removed, scope="global", round_to=8, train=train)
             return Recipe(name=self.name, steps=(step,))
-        train = Train(epochs=10, lr=2e-3, warmup=0.05)
+        train = Train(epochs=EPOCHS[self.removed], lr=2e-3, warmup=0.05)
         steps: tuple[Step, ...] = (Shrink(fraction=self.removed, train=train),)
         if self.kind == "small":
             pruned = Prune(fraction=0.8, scope="global", schedule="gradual", train=Train(epochs=10, lr=1e-3))
