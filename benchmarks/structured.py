@@ -4,8 +4,9 @@
 
 LeNet-5 on MNIST (weights of three seeds, shifts of 2 px in training) with 50 and 80 % of the channels of each
 layer removed, and ResNet-20 on CIFAR-10 (the committed weights, three seeds of the order of batches) with
-half of the multiply-accumulates removed; each then trains with the dense net as teacher, LeNet-5 for 10 epochs,
-at 80 % for 30 (with 10 three seeds had 99.28, 99.22 and 99.08 %). ``fp32`` rows end there; ``by8`` rows too, with channels left in multiples of 8; ``small`` rows go on: unstructured pruning,
+half of the multiply-accumulates removed; each then trains with the dense net as teacher, LeNet-5 for 10
+epochs, at 80 % for 30 (with 10 three seeds had 99.28, 99.22 and 99.08 %). ``fp32`` rows end there; ``by8``
+rows too, with channels left in multiples of 8; ``small`` rows go on: unstructured pruning,
 4-bit codebooks, entropy coding. Errors are those of the file on the 10,000 test images.
 Latencies are those of ONNX files in ONNX Runtime on one thread, dense and shrunk in turns in one process,
 by the processor time of the process.
