@@ -11,6 +11,7 @@ Row = Mapping[str, Any]
 WAYS = {
     "alone": "search, no training data",
     "trained": "search, 15 minutes",
+    "latency": "search for the fastest, no training data",
     "uniform": "the same bits in all layers",
 }
 
@@ -23,12 +24,13 @@ def searches(stored: Row) -> list[str]:
             f"{row['amount']:g} bits" if row["way"] == "uniform" else f"{100 * row['amount']:g} points",
             row["size_bytes"], f"{row['ratio']:.2f}x", f"{row['error_percent']:.2f}",
             f"{row['baseline_error_percent']:.2f}", f"{row['drop_points']:+.2f}",
+            " / ".join(f"{one['ratio']:.2f}" for one in row.get("latencies", ())),
             "" if "met" not in row else "yes" if row["met"] else "no", row.get("trials", ""), row["seconds"],
         ]
         for row in stored["rows"]
     ]  # fmt: skip
-    heads = ["net", "way", "allowed", "bytes", "ratio", "error %", "floats' error %", "points lost", "met",
-             "trials", "seconds"]  # fmt: skip
+    heads = ["net", "way", "allowed", "bytes", "ratio", "error %", "floats' error %", "points lost",
+             "latency by floats', batch 1 / 128", "met", "trials", "seconds"]  # fmt: skip
     told = "Points lost on the 10,000 test images, which no search sees."
     others = [
         [net, who, size, f"{error:.2f}", f"{floats:.2f}"] for net, who, size, error, floats in stored["peers"]

@@ -1,13 +1,15 @@
-"""The smallest file inside a budget, without a recipe: with training and without, against uniform bits.
+"""The smallest (or fastest) file inside a budget, without a recipe: with training and without.
 
     python -m benchmarks.search [--only 'resnet20-*' ...] [--jobs 2]
 
 ``alone`` searches have no training data: the validation images calibrate (a quarter of them), choose, judge.
-``trained`` ones have 15 minutes each. Beside ResNet-20 and MiniLM, whose score is the cosine of a sentence's
-embedding with that of the floats, stand files with the same number of bits in every layer, rounded to
-per-channel grids of the least squared error (after folding) and written by the same coder. Errors and drops
-are those of the file on the 10,000 test images (256 sentences); nets on MNIST with the weights of seed 0,
-which were trained with shifts of 2 px or, ``plain``, without; searches train with them.
+``trained`` ones have 15 minutes each. ``latency`` ones look for the fastest mix of 8-bit and float layers,
+without training data, by the processor time of one thread in ONNX Runtime; what they found is timed anew
+afterwards, in turns with the floats, at batch 1 and 128. Beside ResNet-20 and MiniLM, whose score is the
+cosine of a sentence's embedding with that of the floats, stand files with the same number of bits in every
+layer, rounded to per-channel grids of the least squared error (after folding) and written by the same coder.
+Errors and drops are those of the file on the 10,000 test images (256 sentences); nets on MNIST with the
+weights of seed 0, which were trained with shifts of 2 px or, ``plain``, without; searches train with them.
 """
 
 from __future__ import annotations
@@ -30,11 +32,13 @@ from benchmarks.markdown import unfinished
 from benchmarks.minilm import minilm
 from benchmarks.results import ROOT, write_results
 from benchmarks.series import measured
+from benchmarks.structured import latencies
 from tersor.task import Task
 
 RUNS = ROOT.parent / "runs" / "search"
 COMMAND = "python -m benchmarks.search"
 SECONDS = 900.0
+EFFORT = tersor.Effort(timing=tersor.Timing(clock="cpu"))
 NETS: Mapping[str, Callable[[], Task]] = {
     "lenet5_caffe": lambda: _mnist("lenet5_caffe", shifts=True),
     "lenet_300_100": lambda: _mnist("lenet_300_100", shifts=True),
@@ -62,7 +66,7 @@ PEERS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One file: a net, ``alone``, ``trained`` or ``uniform``, and what may be lost, or the bits."""
+    """One file: a net, how it is made, and what may be lost, or for ``uniform`` the bits."""
 
     net: str
     way: str
@@ -79,6 +83,9 @@ ROWS = (
     Row("lenet5_caffe", "alone", 0.0005),
     Row("keras_net", "alone", 0.001),
     Row("resnet20", "alone", 0.005),
+    Row("lenet5_caffe", "latency", 0.001),
+    Row("keras_net", "latency", 0.001),
+    Row("resnet20", "latency", 0.005),
     *(Row("resnet20", "uniform", bits) for bits in (8, 7, 6, 5, 4)),
     Row("minilm", "alone", 0.01),
     *(Row("minilm", "uniform", bits) for bits in (8, 7, 6, 5, 4)),
@@ -110,8 +117,9 @@ def run(row: Row) -> dict[str, Any]:
     else:
         limit = SECONDS if row.way == "trained" else None
         given = task if row.way == "trained" else replace(task, train=None)
-        budget = tersor.Budget(max_drop=row.amount, time_limit=limit)
-        result = tersor.search(given, budget, out=folder, seed=row.seed, progress=_print_trial)
+        objective = "latency" if row.way == "latency" else "size"
+        budget = tersor.Budget(max_drop=row.amount, time_limit=limit, objective=objective)
+        result = tersor.search(given, budget, out=folder, seed=row.seed, effort=EFFORT, progress=_print_trial)
     found = {
         "net": row.net, "way": row.way, "amount": row.amount, "seed": row.seed,
         **measured(result), "ratio": round(result.ratio, 3),
@@ -120,8 +128,10 @@ def run(row: Row) -> dict[str, Any]:
         found |= {
             "met": result.search.met,
             "trials": len(result.search.trials),
-            "front": [[one.size_bytes, round(one.drop, 6)] for one in result.search.trials if one.front],
+            "front": [[one.cost, round(one.drop, 6)] for one in result.search.trials if one.front],
         }
+    if row.way == "latency":
+        found["latencies"] = latencies(task, result.path)
     note.write_text(json.dumps(found, indent=1))
     return found
 

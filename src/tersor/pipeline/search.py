@@ -151,12 +151,13 @@ class Search:
     def try_out(self, steps: tuple[Step, ...]) -> Trial:
         """Run steps as a recipe, and keep the file where it is the best so far."""
         trial = self.trials.run(Recipe(name="searched", steps=steps))
-        if all(trial.path != one.path for one in self.seen):
-            self.seen.append(trial)
-            self._count(trial)
-        drop, inside = self.drop(trial), self.inside(trial)
-        words = f"trial {len(self.seen)}: {trial.size_bytes:,} bytes, drop {drop:+.4f}"
-        self.context.progress("search", len(self.seen), 0, f"{words}, {'inside' if inside else 'outside'}")
+        if any(trial.path == one.path for one in self.seen):
+            return trial
+        self.seen.append(trial)
+        self._count(trial)
+        words = f"trial {len(self.seen)}: {trial.size_bytes:,} bytes, drop {self.drop(trial):+.4f}"
+        where = "inside" if self.inside(trial) else "outside"
+        self.context.progress("search", len(self.seen), 0, f"{words}, {where}")
         best = min(filter(self.inside, self.seen), key=self.rank, default=None)
         if best is not None and best is not self.best:  # what is expected of earlier ones changes
             self.keep(best)
