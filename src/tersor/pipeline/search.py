@@ -156,9 +156,14 @@ class Search:
         self.seen.append(trial)
         self._count(trial)
         words = f"trial {len(self.seen)}: {trial.size_bytes:,} bytes, drop {self.drop(trial):+.4f}"
-        where = "inside" if self.inside(trial) else "outside"
+        where = (
+            "outside" if not self.inside(trial) else "inside" if self.holds(trial) else "inside on one half"
+        )
         self.context.progress("search", len(self.seen), 0, f"{words}, {where}")
-        best = min(filter(self.inside, self.seen), key=self.rank, default=None)
+        inside = [one for one in self.seen if self.inside(one)]
+        best = min(
+            filter(self.holds, inside), key=self.rank, default=min(inside, key=self.rank, default=None)
+        )
         if best is not None and best is not self.best:  # what is expected of earlier ones changes
             self.keep(best)
         self.best = best
@@ -194,6 +199,20 @@ class Search:
         if self.budget.limits_drop:
             return self.drop(trial) <= self.verdicts.allowed
         return trial.size_bytes <= self.budget.bytes_for(self.dense_bytes)
+
+    def lost(self, trial: Trial) -> float:
+        """What a trial is taken to lose where others will be built on it.
+
+        As estimated that is the worse of both halves: what fits one of them by chance would be trained on.
+        With a confidence the half for the verdict is not asked before the end.
+        """
+        drop = self.drop(trial)
+        return drop if self.budget.confidence is not None else max(drop, self.drop(trial, 1))
+
+    def holds(self, trial: Trial) -> bool:
+        """Whether others may be built on a trial."""
+        limited = self.budget.limits_drop
+        return self.inside(trial) and (not limited or self.lost(trial) <= self.verdicts.allowed)
 
     def rank(self, trial: Trial) -> tuple[float, float]:
         """What is to be least, and what decides between equals."""

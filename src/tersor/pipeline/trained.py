@@ -93,14 +93,14 @@ def _prune(search: Search, pruned: Pruned, kept: float, effort: Effort) -> tuple
     steps = (*pruned.steps, step)
     trial = search.try_out(steps)
     limited, allowed = search.budget.limits_drop, search.verdicts.allowed
-    near = limited and not search.inside(trial) and search.drop(trial) < HOPELESS * allowed
+    near = limited and allowed < search.lost(trial) < HOPELESS * allowed
     if near and not search.out_of_time():
         steps = (*steps, replace(train, name=f"recover-{number}"))
         trial = search.try_out(steps)
-    if limited and not search.inside(trial):
+    if limited and not search.holds(trial):
         return replace(pruned, outside=kept, rounds=number), False
     left, limit = search.seconds_left, search.budget.time_limit
-    easy = limited and search.drop(trial) < EASY * allowed
+    easy = limited and search.lost(trial) < EASY * allowed
     if easy and left is not None and limit is not None:
         key = f"early after round {number}, limit {limit:g} s"
         easy = search.trials.notes.once(key, lambda: left > limit / 2)
@@ -126,7 +126,7 @@ def _tune(search: Search, before: tuple[Step, ...], effort: Effort, loss: float)
             trial = search.try_out((*before, *allocation.steps(allocation.within_loss(loss)), tune))
         except BudgetError:
             break
-        if search.inside(trial):
+        if search.holds(trial):
             inside = loss
         else:
             outside = loss

@@ -77,7 +77,7 @@ def make_safe(search: Search, loss: float) -> None:
     before = folded(search, ())
     allocation = search.trials.allocation(before, search.effort.batches)
     any_will_do = search.may_train or search.budget.confidence is not None
-    reached = search.best.size_bytes if search.best else 0
+    reached = min((one.size_bytes for one in search.seen if search.inside(one)), default=0)
     for _ in range(MOST_SAFER):
         confirmed = [one.size_bytes for one in search.confirmed]
         if search.out_of_time() or (confirmed and (any_will_do or reached >= min(confirmed))):
