@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from tersor import Budget, Effort
 from tersor.errors import SpecError, TaskError, TersorError
 from tersor.pipeline import budgeted
 from tersor.pipeline.context import Context
+from tersor.pipeline.search import Search
 from tersor.pipeline.tail import tail_start, trains
-from tersor.pipeline.trials import Notes, Trials
+from tersor.pipeline.trials import Notes, Trial, Trials
+from tersor.spec import Prune
 
 SHORT = Effort(epochs=4.0, tuning=2.0, lr=1e-2, tuning_lr=1e-3, batches=8)
 
@@ -275,6 +278,38 @@ def test_time_that_an_earlier_process_took_is_counted_as_its_trials_come_again(t
     limit = spent - trials[-1]["value"]["seconds"] / 2
     result = tersor.search(task, Budget(max_drop=0.02, time_limit=limit), out=tmp_path)
     assert len(result.search.trials) == len(trials)
+
+
+class Written:
+    """What trials lose on either half, and their bytes, written down by the share that they prune."""
+
+    def __init__(self):
+        self.allowed = 0.01
+        self.losses = {0.5: (0.001, 0.002, 900), 0.8: (0.001, 0.02, 500), 0.9: (0.03, 0.0, 300)}
+
+    def run(self, recipe):
+        (step,) = recipe.steps
+        return Trial(recipe, Path(str(step.fraction)), self.losses[step.fraction][2], None, 0.0)
+
+    def expected(self, trials, half):
+        return [self.losses[one.recipe.steps[0].fraction][half] for one in trials]
+
+
+@pytest.mark.parametrize(("confidence", "best"), [(None, 900), (95.0, 500)])
+def test_others_are_built_on_what_both_halves_keep(confidence, best):
+    written, kept, told = Written(), [], []
+    context = Context(None, 0, "cpu", None, lambda *said: told.append(said[-1]))
+    search = Search(
+        Budget(max_drop=0.01, confidence=confidence), written, context, written, Effort(), 1000,
+        keep=lambda trial: kept.append(trial.size_bytes), may_train=True,
+    )  # fmt: skip
+    tried = [search.try_out((Prune(fraction=one),)) for one in written.losses]
+    assert [search.inside(one) for one in tried] == [True, True, False]
+    assert [search.holds(one) for one in tried] == [True, confidence is not None, False]
+    assert search.best.size_bytes == kept[-1] == best
+    assert [one.split(", ")[-1] for one in told] == [
+        "inside", "inside" if confidence else "inside on one half", "outside"
+    ]  # fmt: skip
 
 
 def test_no_drop_at_all_is_kept_by_what_is_stored_without_loss():

@@ -62,7 +62,8 @@ def search(
 
     Without training data (or a loss) it rounds and shares weights alone; with them it also prunes in rounds,
     each learning from the uncompressed model, and tunes what was chosen. Trials are chosen on one half of
-    the validation data, the verdict is given on the other; the test data are used once, at the end.
+    the validation data, the verdict is given on the other; what is trained on keeps the budget on both, but
+    for a confidence, which has the other half to itself. The test data are used once, at the end.
 
     out -- as in :func:`tersor.compress`; the best file so far is in it as ``best.tersor`` all the while, and
         what was tried in ``search.jsonl`` afterwards; in ``stages`` what blame puts tensors back from, where
