@@ -38,7 +38,7 @@ from tersor.task import Task
 RUNS = ROOT.parent / "runs" / "search"
 COMMAND = "python -m benchmarks.search"
 SECONDS = 900.0
-EFFORT = tersor.Effort(timing=tersor.Timing(clock="cpu"))
+TIMING = tersor.Timing(clock="cpu")
 NETS: Mapping[str, Callable[[], Task]] = {
     "lenet5_caffe": lambda: _mnist("lenet5_caffe", shifts=True),
     "lenet_300_100": lambda: _mnist("lenet_300_100", shifts=True),
@@ -117,9 +117,9 @@ def run(row: Row) -> dict[str, Any]:
     else:
         limit = SECONDS if row.way == "trained" else None
         given = task if row.way == "trained" else replace(task, train=None)
-        objective = "latency" if row.way == "latency" else "size"
+        objective, timing = ("latency", TIMING) if row.way == "latency" else ("size", None)
         budget = tersor.Budget(max_drop=row.amount, time_limit=limit, objective=objective)
-        result = tersor.search(given, budget, out=folder, seed=row.seed, effort=EFFORT, progress=_print_trial)
+        result = tersor.search(given, budget, out=folder, seed=row.seed, timing=timing, progress=_print_trial)
     found = {
         "net": row.net, "way": row.way, "amount": row.amount, "seed": row.seed,
         **measured(result), "ratio": round(result.ratio, 3),

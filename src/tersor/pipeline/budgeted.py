@@ -28,7 +28,7 @@ from tersor.pipeline.result import ARTIFACT, Result, in_folder
 from tersor.pipeline.run import check_seed, check_task, measured_result
 from tersor.pipeline.search import Effort, Search, Verdicts
 from tersor.pipeline.tail import keep_stage
-from tersor.pipeline.timing import Stopwatch
+from tersor.pipeline.timing import Stopwatch, Timing
 from tersor.pipeline.trained import with_training
 from tersor.pipeline.trials import NOTES, Notes, Trial, Trials
 from tersor.pipeline.untrained import make_safe, without_training
@@ -55,6 +55,7 @@ def search(
     seed: int = 0,
     device: str = "cpu",
     effort: Effort | None = None,
+    timing: Timing | None = None,
     resume: bool = False,
     progress: Progress = silent,
 ) -> Result:
@@ -70,26 +71,29 @@ def search(
         that was trained. A search that was interrupted or killed goes on where
         it stopped when it is asked for again; ``resume`` insists on there being one. The folder of another
         search is refused.
-    effort -- of each round of training, by default what the time limit allows; and how files are timed where
-        the objective is latency: then nothing is trained, and layers are in 8 bits (weights and activations)
-        or in floats. The fastest inside the budget is the result, with ``model.onnx`` beside it; where
-        nothing in 8 bits is faster, that has none.
+    effort -- of each round of training, by default what the time limit allows.
+    timing -- how files are timed where the objective is latency: then nothing is trained, and layers are in
+        8 bits (weights and activations) or in floats. The fastest inside the budget is the result, with
+        ``model.onnx`` beside it; where nothing in 8 bits is faster, that has none.
 
     A budget that is not met gives the nearest file that was found, and ``result.search.missed_by`` says by
     how much. Raises what :func:`tersor.compress` does, and :class:`TaskError` without validation data.
     """
     seed = check_seed(seed)
     check_device(device)
+    if timing is not None and budget.objective != "latency":
+        raise SpecError(f"timing is given, and the objective is {budget.objective}: nothing is timed")
     check_task(task, Recipe(name="search", steps=(Code(),)), device)
     if task.validation is None:
         raise TaskError(f"task {task.name!r} has no validation data: a search chooses and judges by them")
     context = Context(task, seed, device, None, progress)
-    return in_folder(out, lambda folder: _search(task, budget, folder, context, effort, resume))
+    return in_folder(out, lambda folder: _search(task, budget, folder, context, effort, timing, resume))
 
 
 def _search(
-    task: Task, budget: Budget, folder: Path, context: Context, effort: Effort | None, resume: bool
-) -> Result:
+    task: Task, budget: Budget, folder: Path, context: Context, effort: Effort | None,
+    timing: Timing | None, resume: bool,
+) -> Result:  # fmt: skip
     started = perf_counter()
     may_train = task.train is not None and task.loss is not None
     task = with_calibration(task)
@@ -106,12 +110,12 @@ def _search(
         raise SpecError(f"there is no search to resume in {str(folder)!r}: leave --resume out to begin one")
     with disk_errors(folder):
         work.mkdir(parents=True, exist_ok=True)
-    notes = Notes(work / NOTES, _key(task, budget, effort, baseline, context))
+    notes = Notes(work / NOTES, _key(task, budget, (effort, timing), baseline, context))
     verdicts = Verdicts(
         halves(baseline), _allowed_drop(budget, baseline), budget.confidence, task.higher_is_better
     )
     fast = budget.objective == "latency"
-    stopwatch = Stopwatch(task, (effort or Effort()).timing) if fast else None
+    stopwatch = Stopwatch(task, timing or Timing()) if fast else None
     may_train = may_train and not fast
     pace = _pace(budget, notes, context) if may_train else None
     clock = None if any(one.startswith("trial ") for one in notes.known) else started
@@ -216,11 +220,11 @@ def _effort(budget: Budget, pace: float | None) -> Effort:
     return replace(usual, epochs=round(usual.epochs * share, 3), tuning=round(usual.tuning * share, 3))
 
 
-def _key(task: Task, budget: Budget, effort: Effort | None, baseline: Score, context: Context) -> str:
+def _key(task: Task, budget: Budget, how: object, baseline: Score, context: Context) -> str:
     """Whose notes these are: everything that a run's stages depend on, the samples, and what is asked for."""
     words = fingerprint(task, Recipe(name="search", steps=(Code(),)), context.seed, context.device)
     asked = repr(
-        (NOTES_VERSION, words, replace(budget, time_limit=None), effort, baseline.order, baseline.value)
+        (NOTES_VERSION, words, replace(budget, time_limit=None), how, baseline.order, baseline.value)
     )
     return blake2b(asked.encode(), digest_size=16).hexdigest()
 

@@ -14,7 +14,6 @@ from tersor.measure.certainty import Told
 from tersor.measure.expected import CLEAR, MOST_DROP, expected_drops, together
 from tersor.measure.quality import drop_error, greatest_drop, halves
 from tersor.pipeline.context import Context
-from tersor.pipeline.timing import Timing
 from tersor.pipeline.trials import Trial, Trials
 from tersor.result import Score
 from tersor.spec import Budget, Recipe, Step
@@ -25,14 +24,13 @@ _NOTHING = 1e-12  # the error of what is known
 
 @dataclass(frozen=True)
 class Effort:
-    """What each round of a search that trains costs, and at which rate it learns; and how files are timed."""
+    """What each round of a search that trains costs, and at which rate it learns."""
 
     epochs: float = 3.0
     tuning: float = 2.0
     lr: float = 1e-3
     tuning_lr: float = 2e-4
     batches: int = 32
-    timing: Timing = field(default_factory=Timing)
 
 
 @dataclass(frozen=True)
