@@ -18,6 +18,7 @@ from tersor.pipeline import budgeted
 from tersor.pipeline.context import Context
 from tersor.pipeline.search import Search
 from tersor.pipeline.tail import tail_start, trains
+from tersor.pipeline.trained import Pruned, _prune
 from tersor.pipeline.trials import Notes, Trial, Trials
 from tersor.spec import Prune
 
@@ -283,33 +284,61 @@ def test_time_that_an_earlier_process_took_is_counted_as_its_trials_come_again(t
 class Written:
     """What trials lose on either half, and their bytes, written down by the share that they prune."""
 
-    def __init__(self):
-        self.allowed = 0.01
-        self.losses = {0.5: (0.001, 0.002, 900), 0.8: (0.001, 0.02, 500), 0.9: (0.03, 0.0, 300)}
+    def __init__(self, confidence):
+        self.allowed, self.confidence = 0.01, confidence
+        self.losses = {0.5: (0.001, 0.002, 900), 0.8: (0.001, 0.03, 500), 0.9: (0.03, 0.0, 300)}
 
     def run(self, recipe):
-        (step,) = recipe.steps
-        return Trial(recipe, Path(str(step.fraction)), self.losses[step.fraction][2], None, 0.0)
+        return Trial(recipe, Path(str(len(recipe.steps))), self.of(recipe)[2], None, 0.0)
+
+    def of(self, recipe):
+        return self.losses[round(recipe.steps[-1].fraction, 6)]
 
     def expected(self, trials, half):
-        return [self.losses[one.recipe.steps[0].fraction][half] for one in trials]
+        return [self.of(one.recipe)[half] for one in trials]
+
+    def bound(self, trial, half):
+        return self.of(trial.recipe)[half] + 0.004
+
+
+def written_search(confidence):
+    """(a search of what is written down, the bytes of the files it kept, what it told)."""
+    written, kept, told = Written(confidence), [], []
+    search = Search(
+        Budget(max_drop=0.01, confidence=confidence), written,
+        Context(None, 0, "cpu", None, lambda *said: told.append(said[-1])), written, Effort(), 1000,
+        keep=lambda trial: kept.append(trial.size_bytes), may_train=True,
+    )  # fmt: skip
+    return search, kept, told
 
 
 @pytest.mark.parametrize(("confidence", "best"), [(None, 900), (95.0, 500)])
-def test_others_are_built_on_what_both_halves_keep(confidence, best):
-    written, kept, told = Written(), [], []
-    context = Context(None, 0, "cpu", None, lambda *said: told.append(said[-1]))
-    search = Search(
-        Budget(max_drop=0.01, confidence=confidence), written, context, written, Effort(), 1000,
-        keep=lambda trial: kept.append(trial.size_bytes), may_train=True,
-    )  # fmt: skip
-    tried = [search.try_out((Prune(fraction=one),)) for one in written.losses]
+def test_both_halves_have_to_agree_with_what_others_are_built_on(confidence, best):
+    search, kept, told = written_search(confidence)
+    steps = [Prune(name=f"prune-{one}", fraction=one) for one in search.verdicts.losses]
+    tried = [search.try_out(tuple(steps[: at + 1])) for at in range(3)]
     assert [search.inside(one) for one in tried] == [True, True, False]
     assert [search.holds(one) for one in tried] == [True, confidence is not None, False]
     assert search.best.size_bytes == kept[-1] == best
     assert [one.split(", ")[-1] for one in told] == [
         "inside", "inside" if confidence else "inside on one half", "outside"
     ]  # fmt: skip
+    search.try_out(tuple(steps[:1]))
+    assert len(told) == len(search.seen) == 3
+
+
+@pytest.mark.parametrize(("confidence", "outside"), [(None, 0.2), (95.0, 0.0)])
+def test_pruning_goes_back_where_one_half_says_no(confidence, outside):
+    search, _, _ = written_search(confidence)
+    pruned, _ = _prune(search, Pruned(), 0.2, Effort())
+    assert pruned.outside == outside and pruned.kept == (1.0 if outside else 0.2)
+
+
+def test_a_confidence_does_not_ask_the_half_for_the_verdict_what_to_try():
+    for confidence in (None, 95.0):
+        search, _, _ = written_search(confidence)
+        half = search.try_out((Prune(fraction=0.8),))
+        assert search.settled(half) == (confidence is not None) and not search.passes(half)
 
 
 def test_no_drop_at_all_is_kept_by_what_is_stored_without_loss():

@@ -212,11 +212,10 @@ def _channels(graph: Reading, shapes: Mapping[str, tuple[int, ...]]) -> Iterator
         integer = maker is not None and maker.op_type == "DequantizeLinear"
         made, read = shapes[weights][:2]
         groups = next((one.i for one in node.attribute if one.name == "group"), 1)
-        depthwise = groups > 1 and read == 1
-        if integer and read < FEWEST_CHANNELS and not depthwise:
+        if integer and read < FEWEST_CHANNELS and (groups == 1 or read > 1):
             detail = f"integers are slower than floats in a convolution over {read} input channels"
             yield Finding("few channels", node.name, detail)
-        elif read % CHANNELS and others in after and not depthwise:
+        elif read % CHANNELS and others in after and groups == 1:
             yield Finding("channels", node.name, f"reads {_odd(read)}")
         if made % CHANNELS and node.output[0] in before:
             yield Finding("channels", node.name, f"makes {_odd(made)}")

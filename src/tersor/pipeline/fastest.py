@@ -86,7 +86,7 @@ def _order(search: Search, whole: Trial, without: Mapping[str, Trial]) -> list[t
 
 
 def _fewest_floats(mixes: _Mixes, order: list[tuple[str, float]]) -> None:
-    """Halve how many layers go back to floats; then one more at a time, until the other half confirms."""
+    """Halve how many layers go back to floats; then one more at a time, until a verdict should be for it."""
 
     search = mixes.search
 
@@ -102,5 +102,5 @@ def _fewest_floats(mixes: _Mixes, order: list[tuple[str, float]]) -> None:
         middle = (inside + outside) // 2
         inside, outside = (middle, outside) if search.inside(tried(middle)) else (inside, middle)
     for count in range(inside, len(order)):
-        if search.out_of_time() or search.passes(tried(count)):
+        if search.out_of_time() or search.settled(tried(count)):
             return

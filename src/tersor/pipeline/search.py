@@ -19,6 +19,7 @@ from tersor.result import Score
 from tersor.spec import Budget, Recipe, Step
 from tersor.task import Task
 
+RESERVE = 0.7  # of the drop that is allowed: what a test on one half leaves, for the other to agree
 _NOTHING = 1e-12  # the error of what is known
 
 
@@ -90,11 +91,11 @@ class Verdicts:
         told = (self.told(one, 0) for one in trials)
         return sum(1 for one in told if one is None or CLEAR * one.error < one.drop <= MOST_DROP)
 
-    def bound(self, trial: Trial) -> float:
-        """The greatest drop on the other half that the one-sided test at the confidence leaves."""
+    def bound(self, trial: Trial, half: int) -> float:
+        """The greatest drop on a half that the one-sided test at the confidence leaves."""
         assert self.confidence is not None
         bound = greatest_drop(
-            self.baseline[1], self.half(trial, 1),
+            self.baseline[half], self.half(trial, half),
             higher_is_better=self.higher_is_better, confidence=self.confidence,
         )  # fmt: skip
         if bound is None:
@@ -182,13 +183,18 @@ class Search:
     def passes(self, trial: Trial) -> bool:
         """Whether the half for the verdict agrees: by what is expected there, or by the one-sided test."""
         if self.verdicts.confidence is not None:
-            return self.verdicts.bound(trial) <= self.verdicts.allowed
+            return self.verdicts.bound(trial, 1) <= self.verdicts.allowed
         return self.drop(trial, 1) <= self.verdicts.allowed
 
-    @property
-    def confirmed(self) -> list[Trial]:
-        """The trials inside with which the half for the verdict agrees."""
-        return [one for one in self.seen if self.inside(one) and self.passes(one)]
+    def settled(self, trial: Trial) -> bool:
+        """Whether no safer trials are needed than this one, which is inside.
+
+        With a confidence the half for the verdict must not be asked what to try: it would be tested until it
+        says yes. So the test has to pass on the other half, with something in reserve.
+        """
+        if self.verdicts.confidence is not None:
+            return self.verdicts.bound(trial, 0) <= RESERVE * self.verdicts.allowed
+        return self.passes(trial)
 
     def inside(self, trial: Trial) -> bool:
         """Whether a trial keeps the limit on what trials are chosen by, and was timed where it has to be."""
@@ -205,12 +211,11 @@ class Search:
         With a confidence the half for the verdict is not asked before the end.
         """
         drop = self.drop(trial)
-        return drop if self.budget.confidence is not None else max(drop, self.drop(trial, 1))
+        return drop if self.verdicts.confidence is not None else max(drop, self.drop(trial, 1))
 
     def holds(self, trial: Trial) -> bool:
         """Whether others may be built on a trial."""
-        limited = self.budget.limits_drop
-        return self.inside(trial) and (not limited or self.lost(trial) <= self.verdicts.allowed)
+        return self.inside(trial) and (self.verdicts.confidence is not None or self.passes(trial))
 
     def rank(self, trial: Trial) -> tuple[float, float]:
         """What is to be least, and what decides between equals."""

@@ -68,9 +68,9 @@ def _surveyed(drops: Mapping[float, float]) -> float:
 
 
 def make_safe(search: Search, loss: float) -> None:
-    """Where the half for the verdict does not confirm the smallest file inside, make finer ones till it does.
+    """Where the verdict may not be for the smallest file inside, make finer ones until it should be.
 
-    After training, and with a confidence, that one file is confirmed is enough.
+    After training, and with a confidence, one such file is enough.
     """
     if search.out_of_time():
         return
@@ -79,16 +79,16 @@ def make_safe(search: Search, loss: float) -> None:
     any_will_do = search.may_train or search.budget.confidence is not None
     reached = min((one.size_bytes for one in search.seen if search.inside(one)), default=0)
     for _ in range(MOST_SAFER):
-        confirmed = [one.size_bytes for one in search.confirmed]
-        if search.out_of_time() or (confirmed and (any_will_do or reached >= min(confirmed))):
+        settled = [one.size_bytes for one in search.seen if search.inside(one) and search.settled(one)]
+        if search.out_of_time() or (settled and (any_will_do or reached >= min(settled))):
             return
         loss *= SAFER
         try:
             reached = search.try_out((*before, *allocation.steps(allocation.within_loss(loss)))).size_bytes
         except BudgetError:
             break
-    if not search.confirmed:
-        search.try_out((Code(),))  # without loss
+    if not any(search.inside(one) and search.passes(one) for one in search.seen):
+        search.try_out((Code(),))  # without loss: it cannot fail
 
 
 def fill(

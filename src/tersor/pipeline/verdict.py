@@ -29,7 +29,7 @@ def verdict(search: Search, baseline: Score) -> tuple[Trial, SearchRecord]:
     if not search.budget.limits_drop:
         passed = inside
     elif search.budget.confidence is None:
-        passed = search.confirmed
+        passed = list(filter(search.passes, inside))
     else:
         safest = sorted(inside, key=lambda one: (search.drop(one), one.size_bytes))
         passed = list(takewhile(search.passes, safest))
@@ -45,7 +45,7 @@ def _distance(search: Search, trial: Trial) -> float:
     """By how much a trial misses the budget; a little more than nothing where only the test says no."""
     if not search.budget.limits_drop:
         return float(max(trial.size_bytes - search.budget.bytes_for(search.dense_bytes), 0))
-    last = search.drop(trial, 1) if search.budget.confidence is None else search.verdicts.bound(trial)
+    last = search.drop(trial, 1) if search.budget.confidence is None else search.verdicts.bound(trial, 1)
     worst = max(search.drop(trial), last)
     return max(worst - search.verdicts.allowed, 1e-12)
 
