@@ -20,7 +20,7 @@ from tersor.pipeline.search import Search
 from tersor.pipeline.tail import tail_start, trains
 from tersor.pipeline.trained import Pruned, _prune
 from tersor.pipeline.trials import Notes, Trial, Trials
-from tersor.spec import Prune
+from tersor.spec import Prune, Quantize, Recipe
 
 SHORT = Effort(epochs=4.0, tuning=2.0, lr=1e-2, tuning_lr=1e-3, batches=8)
 
@@ -144,6 +144,16 @@ def test_layers_that_matter_differently_get_different_bits(tmp_path):
         name: 8 * row.size_bytes / allocation.tensors[name].weight.numel() for name, row in chosen.items()
     }
     assert bits["2.weight"] < 0.5 * bits["0.weight"]
+
+
+def test_the_same_bits_in_all_layers_take_more_bytes(found):
+    task, _, result = found
+    within = []
+    for bits in (8, 7, 6, 5, 4, 3):
+        step = Quantize(bits=bits, scale="mse", activations="none")
+        uniform = tersor.compress(task, Recipe(steps=(step,)))
+        within += [uniform.size_bytes] if uniform.comparison.drop <= 0.02 else []
+    assert len(within) > 1 and result.size_bytes < 0.9 * min(within)
 
 
 def test_a_search_with_training_prunes_tunes_and_is_no_larger(found, tmp_path):
