@@ -117,9 +117,9 @@ def run(row: Row) -> dict[str, Any]:
     else:
         limit = SECONDS if row.way == "trained" else None
         given = task if row.way == "trained" else replace(task, train=None)
-        objective, timing = ("latency", TIMING) if row.way == "latency" else ("size", None)
+        objective, effort = ("latency", TIMING) if row.way == "latency" else ("size", None)
         budget = tersor.Budget(max_drop=row.amount, time_limit=limit, objective=objective)
-        result = tersor.search(given, budget, out=folder, seed=row.seed, timing=timing, progress=_print_trial)
+        result = tersor.search(given, budget, out=folder, seed=row.seed, effort=effort, progress=_print_trial)
     found = {
         "net": row.net, "way": row.way, "amount": row.amount, "seed": row.seed,
         **measured(result), "ratio": round(result.ratio, 3),

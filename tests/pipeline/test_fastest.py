@@ -4,7 +4,7 @@ import pytest
 from tests.pipeline.test_search import spirals
 
 import tersor
-from tersor import Budget, Timing
+from tersor import Budget, Effort, Timing
 from tersor.artifact.io import Reader
 from tersor.errors import SpecError
 from tersor.pipeline.timing import Ratio, Stopwatch
@@ -71,15 +71,17 @@ def test_what_is_slower_in_eight_bits_stays_in_floats(monkeypatch):
 def test_times_are_measured_and_noted(tmp_path):
     timing = Timing(rounds=6, clock="cpu")
     budget = Budget(max_drop=0.5, objective="latency")
-    first = tersor.search(spirals(), budget, timing=timing, out=tmp_path / "a")
+    first = tersor.search(spirals(), budget, effort=timing, out=tmp_path / "a")
     assert all(0 < one.latency < 100 for one in first.search.trials)
     lines = (tmp_path / "a" / "search.jsonl").read_text()
     assert lines.count('"latency": {"ratio"') == len(first.search.trials)
 
 
 def test_only_searches_for_the_fastest_are_timed():
-    with pytest.raises(SpecError, match="timing is given, and the objective is size"):
-        tersor.search(spirals(), Budget(max_drop=0.5), timing=Timing())
+    with pytest.raises(SpecError, match=r"effort is Timing\(.*objective is size: it has to be of Effort"):
+        tersor.search(spirals(), Budget(max_drop=0.5), effort=Timing())
+    with pytest.raises(SpecError, match=r"effort is Effort\(.*latency: it has to be of Timing"):
+        tersor.search(spirals(), Budget(max_drop=0.5, objective="latency"), effort=Effort())
 
 
 def test_latency_goes_with_a_limit_of_the_drop():

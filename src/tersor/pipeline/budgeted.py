@@ -54,8 +54,7 @@ def search(
     out: str | Path | None = None,
     seed: int = 0,
     device: str = "cpu",
-    effort: Effort | None = None,
-    timing: Timing | None = None,
+    effort: Effort | Timing | None = None,
     resume: bool = False,
     progress: Progress = silent,
 ) -> Result:
@@ -71,9 +70,9 @@ def search(
         that was trained. A search that was interrupted or killed goes on where
         it stopped when it is asked for again; ``resume`` insists on there being one. The folder of another
         search is refused.
-    effort -- of each round of training, by default what the time limit allows.
-    timing -- how files are timed where the objective is latency: then nothing is trained, and layers are in
-        8 bits (weights and activations) or in floats. The fastest inside the budget is the result, with
+    effort -- of each round of training, by default what the time limit allows. Where the objective is latency
+        it is a :class:`tersor.Timing`, how files are timed: then nothing is trained, and layers are in 8 bits
+        (weights and activations) or in floats. The fastest inside the budget is the result, with
         ``model.onnx`` beside it; where nothing in 8 bits is faster, that has none.
 
     A budget that is not met gives the nearest file that was found, and ``result.search.missed_by`` says by
@@ -81,18 +80,20 @@ def search(
     """
     seed = check_seed(seed)
     check_device(device)
-    if timing is not None and budget.objective != "latency":
-        raise SpecError(f"timing is given, and the objective is {budget.objective}: nothing is timed")
+    wanted = Timing if budget.objective == "latency" else Effort
+    if not isinstance(effort, wanted | None):
+        raise SpecError(f"effort is {effort!r}, and the objective is {budget.objective}: "
+                        f"it has to be of {wanted.__name__}")  # fmt: skip
     check_task(task, Recipe(name="search", steps=(Code(),)), device)
     if task.validation is None:
         raise TaskError(f"task {task.name!r} has no validation data: a search chooses and judges by them")
     context = Context(task, seed, device, None, progress)
-    return in_folder(out, lambda folder: _search(task, budget, folder, context, effort, timing, resume))
+    return in_folder(out, lambda folder: _search(task, budget, folder, context, effort, resume))
 
 
 def _search(
-    task: Task, budget: Budget, folder: Path, context: Context, effort: Effort | None,
-    timing: Timing | None, resume: bool,
+    task: Task, budget: Budget, folder: Path, context: Context, effort: Effort | Timing | None,
+    resume: bool,
 ) -> Result:  # fmt: skip
     started = perf_counter()
     may_train = task.train is not None and task.loss is not None
@@ -110,18 +111,19 @@ def _search(
         raise SpecError(f"there is no search to resume in {str(folder)!r}: leave --resume out to begin one")
     with disk_errors(folder):
         work.mkdir(parents=True, exist_ok=True)
-    notes = Notes(work / NOTES, _key(task, budget, (effort, timing), baseline, context))
+    notes = Notes(work / NOTES, _key(task, budget, effort, baseline, context))
     verdicts = Verdicts(
         halves(baseline), _allowed_drop(budget, baseline), budget.confidence, task.higher_is_better
     )
     fast = budget.objective == "latency"
-    stopwatch = Stopwatch(task, timing or Timing()) if fast else None
+    stopwatch = Stopwatch(task, effort if isinstance(effort, Timing) else Timing()) if fast else None
     may_train = may_train and not fast
     pace = _pace(budget, notes, context) if may_train else None
     clock = None if any(one.startswith("trial ") for one in notes.known) else started
     found = Search(
         budget, Trials(work, context, notes, stopwatch), context, verdicts,
-        effort or _effort(budget, pace), size, keep=lambda trial: _put(trial.path, folder / BEST),
+        effort if isinstance(effort, Effort) else _effort(budget, pace), size,
+        keep=lambda trial: _put(trial.path, folder / BEST),
         may_train=may_train, pace=pace, clock=clock,
     )  # fmt: skip
     look(found)
@@ -220,11 +222,13 @@ def _effort(budget: Budget, pace: float | None) -> Effort:
     return replace(usual, epochs=round(usual.epochs * share, 3), tuning=round(usual.tuning * share, 3))
 
 
-def _key(task: Task, budget: Budget, how: object, baseline: Score, context: Context) -> str:
+def _key(
+    task: Task, budget: Budget, effort: Effort | Timing | None, baseline: Score, context: Context
+) -> str:
     """Whose notes these are: everything that a run's stages depend on, the samples, and what is asked for."""
     words = fingerprint(task, Recipe(name="search", steps=(Code(),)), context.seed, context.device)
     asked = repr(
-        (NOTES_VERSION, words, replace(budget, time_limit=None), how, baseline.order, baseline.value)
+        (NOTES_VERSION, words, replace(budget, time_limit=None), effort, baseline.order, baseline.value)
     )
     return blake2b(asked.encode(), digest_size=16).hexdigest()
 
