@@ -74,14 +74,19 @@ def test_searches_and_their_checks_have_a_line_each():
             "net": "small", "way": way, "amount": amount, "size_bytes": 100, "ratio": 12.5,
             "error_percent": 2.0, "baseline_error_percent": 1.5, "drop_points": 0.5, "seconds": 3.0, **more,
         }
-        for way, amount, more in (("alone", 0.005, {"met": True, "trials": 7}), ("uniform", 4, {}))
+        for way, amount, more in (
+            ("alone", 0.005, {"met": True, "trials": 7}),
+            ("latency", 0.001, {"met": True, "trials": 9, "latencies": [{"ratio": 0.5}, {"ratio": 0.25}]}),
+            ("uniform", 4, {}),
+        )
     ]  # fmt: skip
     peers = [["small", "others", 200, 3.0, 2.5]]
     text = "\n".join(figures_search.searches({"rows": rows, "unfinished": ["x"], "peers": peers}))
     assert (
-        "| small | search, no training data | 0.5 points | 100 | 12.50x | 2.00 | 1.50 | +0.50 | yes | 7 |"
+        "| small | search, no training data | 0.5 points | 100 | 12.50x | 2.00 | 1.50 | +0.50 |  | yes | 7 |"
         in text
     )
+    assert "| +0.50 | 0.50 / 0.25 | yes | 9 |" in text
     assert "| 4 bits |" in text and "Not run yet: x." in text
     assert "| small | others | 200 | 3.00 | 2.50 |" in text
     drops = [
