@@ -78,9 +78,9 @@ def test_times_are_measured_and_noted(tmp_path):
 
 
 def test_only_searches_for_the_fastest_are_timed():
-    with pytest.raises(SpecError, match=r"effort is Timing\(.*objective is size: it has to be of Effort"):
+    with pytest.raises(SpecError, match=r"effort is Timing\(.*objective is size: give a tersor.Effort"):
         tersor.search(spirals(), Budget(max_drop=0.5), effort=Timing())
-    with pytest.raises(SpecError, match=r"effort is Effort\(.*latency: it has to be of Timing"):
+    with pytest.raises(SpecError, match=r"effort is Effort\(.*latency: give a tersor.Timing"):
         tersor.search(spirals(), Budget(max_drop=0.5, objective="latency"), effort=Effort())
 
 

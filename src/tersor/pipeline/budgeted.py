@@ -83,7 +83,7 @@ def search(
     wanted = Timing if budget.objective == "latency" else Effort
     if not isinstance(effort, wanted | None):
         raise SpecError(f"effort is {effort!r}, and the objective is {budget.objective}: "
-                        f"it has to be of {wanted.__name__}")  # fmt: skip
+                        f"give a tersor.{wanted.__name__}")  # fmt: skip
     check_task(task, Recipe(name="search", steps=(Code(),)), device)
     if task.validation is None:
         raise TaskError(f"task {task.name!r} has no validation data: a search chooses and judges by them")

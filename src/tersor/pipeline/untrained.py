@@ -79,7 +79,7 @@ def make_safe(search: Search, loss: float) -> None:
     any_will_do = search.may_train or search.budget.confidence is not None
     reached = min((one.size_bytes for one in search.seen if search.inside(one)), default=0)
     for _ in range(MOST_SAFER):
-        settled = [one.size_bytes for one in search.seen if search.inside(one) and search.settled(one)]
+        settled = _settled(search)
         if search.out_of_time() or (settled and (any_will_do or reached >= min(settled))):
             return
         loss *= SAFER
@@ -87,8 +87,13 @@ def make_safe(search: Search, loss: float) -> None:
             reached = search.try_out((*before, *allocation.steps(allocation.within_loss(loss)))).size_bytes
         except BudgetError:
             break
-    if not any(search.inside(one) and search.passes(one) for one in search.seen):
+    if not _settled(search):
         search.try_out((Code(),))  # without loss: it cannot fail
+
+
+def _settled(search: Search) -> list[int]:
+    """The bytes of the files than which none has to be safer."""
+    return [one.size_bytes for one in search.seen if search.inside(one) and search.settled(one)]
 
 
 def fill(
