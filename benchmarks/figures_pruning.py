@@ -30,6 +30,7 @@ def curves(stored: Row) -> list[str]:
         table(["net", "schedule", "teacher", "epochs", "floats' error %", *columns], lost),
         "Bytes of the file:",
         table(["net", "schedule", "teacher", "epochs", *columns], sizes),
+        *_elsewhere(stored["rows"]),
         *unfinished(stored),
     ]
 
@@ -85,6 +86,19 @@ def students(stored: Row) -> list[str]:
     ]  # fmt: skip
     heads = ["net", "way", "epochs", "error % of each seed", "mean", "points gained"]
     return [f"{stored['conditions'].capitalize()}.", table(heads, lines), *unfinished(stored)]
+
+
+def _elsewhere(rows: Sequence[Row]) -> list[str]:
+    """A sentence for each device that rows were trained and measured on, other than the CPU."""
+    devices: dict[str, list[Row]] = {}
+    for row in rows:
+        if "device" in row:
+            devices.setdefault(row["device"], []).append(row)
+    return [
+        f"{len(own)} of the {len(rows)} rows, of {', '.join(sorted({row['net'] for row in own}))}, were "
+        f"trained and measured on {device}, in float32; the others on the CPU."
+        for device, own in devices.items()
+    ]
 
 
 def _mean(values: Sequence[float]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,15 +63,20 @@ class Series:
         """Where rows are run, each in a folder of its name."""
         return self.folder / self.name
 
-    def run(self, row: Row) -> dict[str, Any]:
+    def run(self, row: Row, device: str = "cpu") -> dict[str, Any]:
         """Compress and measure on one thread; what is known of a finished row comes from its file."""
         torch.set_num_threads(1)
+        torch.backends.cudnn.allow_tf32 = False  # on a GPU convolutions are in float32, as products are
         done = self.finished(row)
         if done is not None:
             return done
         folder = self.runs / row.name
-        result = tersor.compress(self.task(row), row.recipe, out=folder, seed=row.seed, progress=_print_epoch)
+        result = tersor.compress(
+            self.task(row), row.recipe, out=folder, seed=row.seed, device=device, progress=_print_epoch
+        )
         known = {**self.about(row, result), **measured(result), "recipe": dump_recipe(row.recipe)}
+        if device != "cpu":
+            known["device"] = f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
         if row.kept:
             shutil.copyfile(result.path, self.artifacts / f"{row.name}.tersor")
             known["artifact"] = f"benchmarks/artifacts/{row.name}.tersor"
@@ -103,9 +109,10 @@ class Series:
         parser = argparse.ArgumentParser(description=description)
         parser.add_argument("--jobs", type=int, default=2, help="processes at a time, one thread each")
         parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="run just these rows")
+        parser.add_argument("--device", default="cpu", help="where rows train and are measured: cpu or cuda")
         arguments = parser.parse_args()
         with ProcessPoolExecutor(arguments.jobs) as pool:
-            for row in pool.map(self.run, self.chosen(arguments.only)):
+            for row in pool.map(partial(self.run, device=arguments.device), self.chosen(arguments.only)):
                 print({name: row[name] for name in self.printed}, flush=True)
                 self.write_finished()
         print(*unfinished({"unfinished": self.write_finished()}) or ["all rows are there"])

@@ -95,7 +95,8 @@ def forward(model: nn.Module, batch: ImageBatch) -> Tensor:
 def narrow_forward(model: nn.Module, batch: ImageBatch, *, narrow: bool = True) -> Tensor:
     """The logits in float32 of a net that computes in bfloat16, if asked for and where the processor does."""
     images = batch[0].contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16, enabled=narrow and _has_bfloat16()):
+    narrow = narrow and images.device.type == "cpu" and _has_bfloat16()
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=narrow):
         logits: Tensor = model(images)
     return logits.float()
 

@@ -29,7 +29,11 @@ def test_a_curve_has_the_mean_and_the_worst_of_its_seeds():
     text = "\n".join(figures_pruning.curves(stored))
     assert "| mlp_2352 | gradual | dense net | 10 | 1.50 | +0.20 (+0.30) | +0.50 (+0.50) |" in text
     assert "| mlp_2352 | gradual | dense net | 10 | 1000 | 1000 |" in text
-    assert "Not run yet: one." in text
+    assert "Not run yet: one." in text and "trained and measured on" not in text
+    rows[0]["device"] = "a GPU"
+    assert "1 of the 4 rows, of mlp_2352, were trained and measured on a GPU" in "\n".join(
+        figures_pruning.curves(stored)
+    )
 
 
 def test_a_shrunk_net_has_its_latencies_below():

@@ -51,6 +51,8 @@ def test_the_score_is_taken_in_the_runtime(made, capfd):
     assert scores[0] == scores[1]
     assert run(["evaluate", task, str(out / "model.onnx"), "--threads", "2"]) == 0
     assert ", 2 threads, floats as in the file" in capfd.readouterr().err
+    assert run(["evaluate", task, str(out / "model.onnx"), "--device", "cuda"]) == 2
+    assert run(["evaluate", task, str(out / "model.tersor"), "--device", "quantum"]) == 2
     assert run(["evaluate", task, str(out / "model.onnx"), "--runtime", "litert"]) == 2
     assert "--format litert" in " ".join(capfd.readouterr().err.split())
 

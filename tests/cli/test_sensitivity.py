@@ -40,6 +40,7 @@ def test_estimates_alone(task_file, capfd):
         (["{task}", "--candidates", "bites"], 2, "'bits'"),
         (["{task}", "--candidates", ",", "--no-activations"], 2, "one family or more"),
         (["{task}", "--jobs", "0"], 2, "--jobs"),
+        (["{task}", "--device", "quantum"], 2, "'quantum' is not usable here"),
         (["{task}", "-o", "{folder}"], 2, "directory"),
         (["{task}", "-o", "{folder}/none/rows.jsonl"], 2, "there is no folder"),
         (["nothing"], 1, "nothing"),

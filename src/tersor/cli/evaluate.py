@@ -18,8 +18,9 @@ DEFAULTS = {".onnx": "onnxruntime", ".xml": "openvino", ".tflite": "litert"}
               "in openvino, .tflite files in litert.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True,
               help="Threads of the runtime.")  # fmt: skip
+@click.option("--device", default="cpu", show_default=True, help="Where a .tersor file is scored.")
 @click.option("--json", "as_json", is_flag=True, help="The score as JSON on stdout.")
-def evaluate(task: str, file: Path, runtime: str | None, threads: int, as_json: bool) -> None:
+def evaluate(task: str, file: Path, runtime: str | None, threads: int, device: str, as_json: bool) -> None:
     """Score a .tersor file in a fresh model, others in a runtime.
 
     .onnx files run in ONNX Runtime or OpenVINO, .xml files in OpenVINO, .tflite files in LiteRT.
@@ -30,17 +31,7 @@ def evaluate(task: str, file: Path, runtime: str | None, threads: int, as_json: 
         from tersor.measure.size import file_bytes
         from tersor.report import format_bytes, format_number
 
-        served = file.suffix in DEFAULTS
-        if runtime == "litert" and file.suffix == ".onnx":
-            raise click.BadParameter(
-                "litert takes .tflite files: tersor export TASK FILE --format litert writes one",
-                param_hint="'--runtime'",
-            )
-        if runtime is not None and not served:
-            raise click.BadParameter(
-                f"{str(file)!r} is none of {', '.join(DEFAULTS)}: export it first (tersor export)",
-                param_hint="'--runtime'",
-            )
+        served = _is_served(file, runtime, device)
         where = ""
         with console.progress() as progress:
             if served:
@@ -52,7 +43,7 @@ def evaluate(task: str, file: Path, runtime: str | None, threads: int, as_json: 
                     load_task(task), file, runtime=chosen, threads=threads, progress=progress
                 )
             else:
-                score = tersor.evaluate(load_task(task), file, progress=progress)
+                score = tersor.evaluate(load_task(task), file, device=device, progress=progress)
         size = file_bytes(file)
         interval = ""
         if score.low is not None and score.high is not None:
@@ -75,3 +66,24 @@ def evaluate(task: str, file: Path, runtime: str | None, threads: int, as_json: 
                 },
             }
         )
+
+
+def _is_served(file: Path, runtime: str | None, device: str) -> bool:
+    """Whether a file runs in a runtime; what does not go with that is told."""
+    served = file.suffix in DEFAULTS
+    if runtime == "litert" and file.suffix == ".onnx":
+        raise click.BadParameter(
+            "litert takes .tflite files: tersor export TASK FILE --format litert writes one",
+            param_hint="'--runtime'",
+        )
+    if runtime is not None and not served:
+        raise click.BadParameter(
+            f"{str(file)!r} is none of {', '.join(DEFAULTS)}: export it first (tersor export)",
+            param_hint="'--runtime'",
+        )
+    if served and device != "cpu":
+        raise click.BadParameter(
+            f"{str(file)!r} runs in a runtime, on the CPU: only .tersor files are scored elsewhere",
+            param_hint="'--device'",
+        )
+    return served

@@ -32,9 +32,10 @@ AGAIN = "give the same command again to go on from where it stopped"
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True,
               help="Processes that measure; OMP_NUM_THREADS bounds the threads of each.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="Where to run the model.")
 @click.option("--json", "as_json", is_flag=True, help="Every row as JSON on stdout.")
 def sensitivity(
-    task: str, out: Path | None, candidates: str | None, jobs: int, seed: int, as_json: bool,
+    task: str, out: Path | None, candidates: str | None, jobs: int, seed: int, device: str, as_json: bool,
     **survey: bool | int,
 ) -> None:  # fmt: skip
     """Tell how sensitive each tensor and activation is.
@@ -60,7 +61,7 @@ def sensitivity(
             with console.progress() as progress:
                 found = tersor.sensitivity(
                     load_task(task), out, survey=asked, remake=partial(load_task, task), jobs=jobs, seed=seed,
-                    progress=progress,
+                    device=device, progress=progress,
                 )  # fmt: skip
         except KeyboardInterrupt:
             raise KeyboardInterrupt(AGAIN if out is not None else "") from None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tersor.errors import code_of_the_task
 from tersor.measure.certainty import Decided, Told, decided, joined, told_by_probabilities
 from tersor.measure.outputs import output_change
-from tersor.measure.quality import evaluate, evaluate_model, evaluating, to_device
+from tersor.measure.quality import evaluate, evaluate_model, evaluating, on_device
 from tersor.result import Score
 from tersor.task import Batch, Output, Task
 
@@ -73,19 +73,18 @@ def score_and_change(
     pairs: list[Decided | None] = []
 
     def predict(batch: Batch) -> Output:
-        given = to_device(batch, device)
-        output = task.forward(model, given)
-        before = originals(len(changes), given)
-        changes.append(output_change(before, output, given).detach().cpu())
+        output = task.forward(model, batch)
+        before = originals(len(changes), batch)
+        changes.append(output_change(before, output, batch).detach().cpu())
         room = len(pairs) * (pairs[0].after.numel() if pairs and pairs[0] else 0) < MOST_LOGITS
-        pairs.append(decided(before, output, given) if room and task.metric is None else None)
+        pairs.append(decided(before, output, batch) if room and task.metric is None else None)
         return output
 
     with evaluating(model), torch.no_grad():
         if task.metric is None:
-            score = evaluate(predict, task, loader)
+            score = evaluate(predict, task, on_device(loader, device))
         else:
-            for batch in loader:
+            for batch in on_device(loader, device):
                 with code_of_the_task(f"task {task.name!r}: forward"):
                     predict(batch)
             score = evaluate_model(model, task, loader, device=device)

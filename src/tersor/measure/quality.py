@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from math import inf, isfinite
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 from zlib import crc32
 
 import numpy as np
@@ -75,16 +77,13 @@ def evaluate_model(
 ) -> Score:
     """The score of ``model``, which is on ``device``, in evaluation mode and without gradients.
 
-    Each module's mode is restored. Batches are moved to ``device``. A task's ``metric`` gives a value
-    without an interval. Raises as :func:`evaluate` does.
+    Each module's mode is restored. Batches are moved to ``device``, for ``score`` and ``metric`` too. A
+    task's ``metric`` gives a value without an interval. Raises as :func:`evaluate` does.
     """
+    loader = on_device(loader, device)
     with evaluating(model), torch.no_grad():
         if task.metric is None:
-
-            def predict(batch: Batch) -> Output:
-                return task.forward(model, batch if device == "cpu" else to_device(batch, device))
-
-            return evaluate(predict, task, loader, progress=progress)
+            return evaluate(partial(task.forward, model), task, loader, progress=progress)
         progress("evaluate", 0.0, 1.0)
         with code_of_the_task(f"task {task.name!r}: metric"):
             value = task.metric(model, loader)
@@ -179,6 +178,23 @@ def to_device(batch: Batch, device: str) -> Batch:
     if isinstance(batch, tuple | list):
         return type(batch)(to_device(value, device) for value in batch)
     return batch
+
+
+def on_device(loader: Iterable[Batch], device: str) -> Iterable[Batch]:
+    """A loader whose batches are on ``device``, moved as they come: the one given where that is the CPU."""
+    return loader if device == "cpu" else _OnDevice(loader, device)
+
+
+@dataclass(frozen=True)
+class _OnDevice:
+    loader: Iterable[Batch]
+    device: str
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (to_device(batch, self.device) for batch in self.loader)
+
+    def __len__(self) -> int:
+        return len(cast(Sized, self.loader))
 
 
 @contextmanager

@@ -269,7 +269,8 @@ def _obstacle(model: nn.Module, coupling: Coupling, removed: Tensor, inputs: Inp
 
 
 def _plain(model: nn.Module) -> nn.Module:
-    copy = deepcopy(model)
+    """A copy on the CPU, whose float32 is exact: a GPU may multiply with fewer bits (TF32)."""
+    copy = deepcopy(model).to("cpu")
     bake_(copy)
     return copy
 

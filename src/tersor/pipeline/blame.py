@@ -19,7 +19,7 @@ from tersor.artifact.writer import disk_errors, replacing
 from tersor.checks import whole_number
 from tersor.errors import FormatError, SpecError, TaskError, in_context
 from tersor.measure.outputs import floating_parts, output_change
-from tersor.measure.quality import compare, evaluate_model, evaluating, to_device
+from tersor.measure.quality import compare, evaluate_model, evaluating, on_device
 from tersor.measure.quality import evaluate as score_of
 from tersor.measure.size import dense_bytes
 from tersor.model.attach import Collected, collect
@@ -217,13 +217,12 @@ class _Bench:
             changes: list[torch.Tensor] = []
 
             def predict(batch: Batch) -> Output:
-                given = to_device(batch, device)
-                output = task.forward(self.run, given)
-                changes.append(output_change(self._original(len(changes), given), output, given).cpu())
+                output = task.forward(self.run, batch)
+                changes.append(output_change(self._original(len(changes), batch), output, batch).cpu())
                 return output
 
             with evaluating(self.run), evaluating(self.reference), torch.no_grad():
-                score = score_of(predict, task, self.data, progress=progress)
+                score = score_of(predict, task, on_device(self.data, device), progress=progress)
         return score, float(torch.cat(changes).mean())
 
     def _original(self, at: int, batch: Batch) -> Output:

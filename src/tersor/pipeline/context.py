@@ -90,7 +90,9 @@ def taught(work: Work, step: Step, context: Context) -> list[Touched]:
     phase = step if isinstance(step, Train) else getattr(step, "train", None)
     if phase is None:
         return []
-    teaching, rows = teaching_for(phase, context.task, work.runnable(context.task), seed=context.seed)
+    teaching, rows = teaching_for(
+        phase, context.task, work.runnable(context.task), seed=context.seed, device=context.device
+    )
     if teaching is not None:
         teaching.close()
     return rows

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tersor.calibrate import rounding
-from tersor.measure.quality import evaluate_model, evaluating, to_device
+from tersor.measure.quality import evaluate_model, evaluating, on_device
 from tersor.model.attach import Collected
 from tersor.model.restore import trained_model
 from tersor.pipeline.context import Context, chance_kept
@@ -133,8 +133,8 @@ def _seconds_of_score(
             evaluate_model(model, task, watched, device=device)
         else:
             with evaluating(model), torch.no_grad():
-                for batch in watched:
-                    task.forward(model, to_device(batch, device))
+                for batch in on_device(watched, device):
+                    task.forward(model, batch)
         elapsed = perf_counter() - started
     return elapsed + sum(_missing(asked, total) for asked in watched.passes)
 

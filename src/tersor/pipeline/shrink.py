@@ -148,7 +148,7 @@ def _removed(
 ) -> Tensor:
     """The labels of the units that go; of dead ones, with their constants moved into biases."""
     if step.dead:
-        plain = deepcopy(work.model)
+        plain = deepcopy(work.model).to("cpu")
         bake_(plain)
         found = storages(work.model)
         held = [one.sites[0].path for one in found if one.kind == "bias" and one.parametrization is not None]

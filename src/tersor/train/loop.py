@@ -56,9 +56,10 @@ def fit(
 ) -> list[EpochRecord]:
     """Train what is trainable in ``model``, in place, as ``phase`` says.
 
-    The same seed gives the same weights (one machine, versions, threads): the phase seeds torch, NumPy,
-    ``random`` and the generators held by the loader, and puts all of them back afterwards, as it does
-    with the model's modes and device. ``checkpoint`` is a file to go on from if it is there; it is
+    The same seed gives the same weights (one machine, versions, threads; on a GPU as far as torch's kernels
+    do, :func:`torch.use_deterministic_algorithms`): the phase seeds torch, NumPy, ``random`` and the
+    generators held by the loader, and puts all of them back afterwards, as it does with the model's modes and
+    device. ``checkpoint`` is a file to go on from if it is there; it is
     written once a minute, at the end, and on Ctrl-C between two steps, after which KeyboardInterrupt goes its
     way. Going on from it, with the model and controls as they were at the beginning of the phase, ends in the
     same weights as training without a break. ``progress`` counts epochs. A teacher is one of the controls
@@ -247,7 +248,8 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
         self.records = [EpochRecord(*one) for one in state["records"]]
-        self.losses = list(state["losses"])
+        home = next(self.model.parameters()).device
+        self.losses = [one.to(home) for one in state["losses"]]
         self.epoch_chance = state["epoch_chance"]
         self.resumed = state["chance"]
         self.randomness.set_state(self.resumed)
