@@ -68,6 +68,7 @@ def shrunk(stored: Row) -> list[str]:
         f"{stored['conditions'].capitalize()}.",
         table(heads, files),
         table(["net", "removed", "seed", "batch", "ms", "of the dense net"], times),
+        *_elsewhere(stored["rows"]),
         *unfinished(stored),
     ]
 
@@ -85,7 +86,8 @@ def students(stored: Row) -> list[str]:
         for way, own in errors.items()
     ]  # fmt: skip
     heads = ["net", "way", "epochs", "error % of each seed", "mean", "points gained"]
-    return [f"{stored['conditions'].capitalize()}.", table(heads, lines), *unfinished(stored)]
+    notes = [*_elsewhere(stored["rows"]), *unfinished(stored)]
+    return [f"{stored['conditions'].capitalize()}.", table(heads, lines), *notes]
 
 
 def _elsewhere(rows: Sequence[Row]) -> list[str]:
@@ -96,7 +98,7 @@ def _elsewhere(rows: Sequence[Row]) -> list[str]:
             devices.setdefault(row["device"], []).append(row)
     return [
         f"{len(own)} of the {len(rows)} rows, of {', '.join(sorted({row['net'] for row in own}))}, were "
-        f"trained and measured on {device}, in float32; the others on the CPU."
+        f"trained and measured on {device}, in float32 (`--device cuda`)."
         for device, own in devices.items()
     ]
 

@@ -66,14 +66,14 @@ class Series:
     def run(self, row: Row, device: str = "cpu") -> dict[str, Any]:
         """Compress and measure on one thread; what is known of a finished row comes from its file."""
         torch.set_num_threads(1)
-        torch.backends.cudnn.allow_tf32 = False  # on a GPU convolutions are in float32, as products are
         done = self.finished(row)
         if done is not None:
             return done
         folder = self.runs / row.name
-        result = tersor.compress(
-            self.task(row), row.recipe, out=folder, seed=row.seed, device=device, progress=_print_epoch
-        )
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # on a GPU, float32 as on the CPU
+            result = tersor.compress(
+                self.task(row), row.recipe, out=folder, seed=row.seed, device=device, progress=_print_epoch
+            )
         known = {**self.about(row, result), **measured(result), "recipe": dump_recipe(row.recipe)}
         if device != "cpu":
             known["device"] = f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
@@ -109,7 +109,9 @@ class Series:
         parser = argparse.ArgumentParser(description=description)
         parser.add_argument("--jobs", type=int, default=2, help="processes at a time, one thread each")
         parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="run just these rows")
-        parser.add_argument("--device", default="cpu", help="where rows train and are measured: cpu or cuda")
+        parser.add_argument(
+            "--device", choices=("cpu", "cuda"), default="cpu", help="where unfinished rows run"
+        )
         arguments = parser.parse_args()
         with ProcessPoolExecutor(arguments.jobs) as pool:
             for row in pool.map(partial(self.run, device=arguments.device), self.chosen(arguments.only)):

@@ -89,8 +89,10 @@ def _compute(function, args, kwargs):
     here = [one for one in given if not isinstance(one, Far)]
     packet, asked = function.overloadpacket, kwargs.get("device")
     some = len(here) < len(given)
-    mixed = any(one.ndim or packet in _JOINING for one in here) and packet not in (*_MOVES, *_INDEXING)
-    if some and mixed:
+    indexes = packet in _INDEXING and isinstance(args[0], Far)
+    mixed = any(one.ndim or packet in _JOINING for one in here) and not indexes
+    changed = function._schema.is_mutable and not isinstance(args[0], Far)
+    if some and (mixed or changed) and packet not in _MOVES:
         raise RuntimeError(f"Expected all tensors to be on the same device, but found two: {function}")
     if asked is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}

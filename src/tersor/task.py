@@ -32,6 +32,7 @@ class Task:
     score -- (output, batch) -> one number for each sample, shape (n,); a mean of it is the score.
     metric -- (model, loader) -> one number, instead of ``score``, where no sample has a score alone.
     train, validation, test -- re-iterable loaders of batches (a DataLoader, a list).
+        ``forward``, ``loss``, ``score`` and ``metric`` get them, and outputs, on the device in use.
     example_inputs -- positional inputs of the model, for export.
     teacher -- another task, whose trained model this one is to take the place of: its ``forward`` runs it on
         this task's batches, for what training steps learn from it, and for the baseline that results are
@@ -105,6 +106,19 @@ def batches_in(loader: object) -> int | None:
         return len(cast(Sized, loader))
     except TypeError:
         return None
+
+
+def to_device(batch: Batch, device: str) -> Batch:
+    """The batch with everything in it that can move on ``device``, through tuples, lists and mappings."""
+    if hasattr(batch, "to"):  # tensors, packed sequences, tokenizers' encodings
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(value, device) for value in batch))
+    if isinstance(batch, tuple | list):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch
 
 
 def check_is_task(task: object) -> None:

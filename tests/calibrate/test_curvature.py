@@ -6,6 +6,7 @@ from torch import nn
 
 import tersor
 from tersor.calibrate.curvature import output_curvature, value_curvature
+from tersor.calibrate.fisher import diagonal_fisher
 from tersor.errors import TaskError
 from tersor.model.inputs import model_inputs
 from tersor.model.trace import trace
@@ -58,3 +59,30 @@ def test_without_data_it_says_so():
     task, model, _ = linear_task(classes=True, loader=False)
     with pytest.raises(TaskError, match="no data to weigh"):
         output_curvature(model, task, ["weight"], batches=1)
+
+
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_recurrent_layers_go_without_cudnn_which_has_no_gradients_in_evaluation(recurrent):
+    seen = []
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.GRU(4, 4, batch_first=True) if recurrent else nn.Linear(4, 4)
+            self.inner.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.enabled))
+
+        def forward(self, x):
+            made = self.inner(x)
+            return made[0][:, -1] if recurrent else made[:, -1]
+
+    batch = (torch.randn(6, 3, 4), torch.arange(6) % 4)
+    net = Net()
+    task = tersor.Task(
+        name="words", build=Net, weights=net.state_dict(), train=[batch], test=[batch],
+        loss=lambda output, batch: nn.functional.cross_entropy(output, batch[1]),
+        score=lambda output, batch: (output.argmax(1) == batch[1]).float(),
+    )  # fmt: skip
+    names = [name for name, _ in net.named_parameters()]
+    output_curvature(net, task, names, batches=1)
+    diagonal_fisher(net, task, names, batches=1)
+    assert seen == [not recurrent] * 2 and torch.backends.cudnn.enabled

@@ -10,7 +10,8 @@ from tests.far import FAR, Far, far_away
 
 import tersor
 from tersor import Cluster, Code, Distill, Fold, Match, Prune, Quantize, Recipe, Shrink, Smooth, Train
-from tersor.model.shrink import Removal, masked, shrunk
+from tersor.model.shrink import Removal, check_same, masked, shrunk
+from tersor.pipeline import shrink as pipeline_shrink
 
 # What torch says of its own device without memory.
 pytestmark = pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
@@ -129,8 +130,43 @@ def test_plans_blame_and_sensitivity(task, device, tmp_path):
     assert tersor.sensitivity(task, survey=survey, device=device).rows
 
 
-def test_removals_are_proved_on_the_cpu(task, device):
+def test_a_forward_may_use_what_the_model_holds(task, device):
+    def forward(model, batch):
+        return model(batch[0] - model[0].bias.detach()[:1])
+
+    given = replace(task, forward=forward)
+    assert run(given, TRAINED["channels"], device).ratio > 1
+    assert run(given, UNTRAINED["activations"], device).ratio > 1
+
+
+def test_metrics_see_their_own_loader(task, device):
+    class Loader(list):
+        batch_size = 20
+
+    def metric(model, loader):
+        x, y = loader[0]
+        return float((model(x).argmax(1) == y).sum()) / loader.batch_size / len(loader)
+
+    loaders = {name: Loader(getattr(task, name)) for name in ("validation", "test")}
+    given = replace(task, **loaders, score=None, metric=metric)
+    assert 0 <= run(given, UNTRAINED["magnitude"], device).artifact.value <= 1
+
+
+@pytest.mark.parametrize("kind", ["channels", "dead"])
+def test_removals_are_proved_on_the_cpu(task, kind, device, monkeypatch):
     """A GPU may multiply with so few bits that a removal looks like a change."""
+    seen = set()
+
+    def look(expected, got, *rest):
+        seen.update(one.device.type for model in (expected, got) for one in model.parameters())
+        return check_same(expected, got, *rest)
+
+    monkeypatch.setattr(pipeline_shrink, "check_same", look)
+    run(task, UNTRAINED[kind], device)
+    assert seen == {"cpu"}
+
+
+def test_copies_to_prove_removals_are_on_the_cpu(task, device):
     model = task.build().to(device)
     for made in (masked(model, Removal({}, ())), shrunk(model, Removal({}, ()))):
         assert {one.device.type for one in made.parameters()} == {"cpu"}

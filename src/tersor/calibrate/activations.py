@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from tersor.errors import TaskError, TensorError, code_of_the_task, in_context
-from tersor.measure.quality import evaluating, to_device
+from tersor.measure.quality import evaluating
 from tersor.model.program import GraphModel
 from tersor.model.simulate import simulated
 from tersor.model.trace import Traced
 from tersor.points import CENTER, MOST_BITS, Key, QuantPoint, keys_of, spell
 from tersor.progress import Progress, silent
-from tersor.task import Batch, Task
+from tersor.task import Batch, Task, to_device
 from tersor.tensor.affine import Grid
 from tersor.tensor.ranges import RangeHistogram, RangeMethod, clip_range, expected_error, grid_of_range
 

@@ -10,12 +10,12 @@ from torch import Tensor, fx, nn
 
 from tersor.calibrate.activations import calibration_batches
 from tersor.errors import TensorError, code_of_the_task
-from tersor.measure.quality import evaluating, to_device
+from tersor.measure.quality import evaluating
 from tersor.model.channels import Layers
 from tersor.model.program import GraphModel
 from tersor.model.storage import Storage
 from tersor.progress import Progress, silent
-from tersor.task import Batch, Task
+from tersor.task import Batch, Task, to_device
 
 
 @dataclass(frozen=True)

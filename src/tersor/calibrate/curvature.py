@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tersor.calibrate.activations import calibration_loader
-from tersor.calibrate.fisher import plain_copy
+from tersor.calibrate.fisher import differentiable
 from tersor.errors import TaskError, code_of_the_task
 from tersor.measure.outputs import class_logits, floating_parts
-from tersor.measure.quality import to_device
+from tersor.model.attach import plain_copy
 from tersor.model.program import GraphModel
 from tersor.model.trace import Traced
 from tersor.progress import Progress, silent
-from tersor.task import Batch, Output, Task
+from tersor.task import Batch, Output, Task, to_device
 
 FLOOR = 1e-3  # of the mean
 DAMPING = 0.7  # the power that relative curvatures are raised to
@@ -113,7 +113,7 @@ def _probes(
     for done, batch in enumerate(islice(_again(calibration_loader(task)), batches)):
         empty = False
         given = to_device(batch, device)
-        with code_of_the_task(f"task {task.name!r}: forward"):
+        with code_of_the_task(f"task {task.name!r}: forward"), differentiable(run):
             output = task.forward(run, given)
         yield _probed(output, given, draw)
         progress("importance", done + 1, batches)

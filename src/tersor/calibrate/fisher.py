@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from copy import deepcopy
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 
 import numpy as np
@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tersor.errors import TaskError, code_of_the_task
-from tersor.measure.quality import to_device
-from tersor.model.attach import bake_
+from tersor.model.attach import plain_copy
 from tersor.progress import Progress, silent
-from tersor.task import Task
+from tersor.task import Task, to_device
 
 
 def diagonal_fisher(
@@ -60,11 +59,12 @@ def floored(importance: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.ones_like(importance) if mean == 0.0 else np.maximum(importance, 1e-3 * mean)
 
 
-def plain_copy(model: nn.Module, device: str = "cpu") -> nn.Module:
-    """A copy in eval mode on ``device``, without what is attached to the model."""
-    plain = deepcopy(model).to(device)
-    bake_(plain)
-    return plain.eval()
+@contextmanager
+def differentiable(model: nn.Module) -> Iterator[None]:
+    """A forward pass inside has gradients in evaluation mode: those of recurrent layers, cuDNN lacks."""
+    recurrent = any(isinstance(one, nn.RNNBase) for one in model.modules())
+    with torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext():
+        yield
 
 
 def batch_gradients(
@@ -89,7 +89,7 @@ def batch_gradients(
     seen = 0
     for batch in islice(task.train, batches):
         batch = to_device(batch, device)
-        with code_of_the_task(f"task {task.name!r}: loss"):
+        with code_of_the_task(f"task {task.name!r}: loss"), differentiable(plain):
             loss = task.loss(task.forward(plain, batch), batch)
         gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
         seen += 1

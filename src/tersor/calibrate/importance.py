@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from tersor.calibrate.fisher import batch_gradients, diagonal_fisher, plain_copy
+from tersor.calibrate.fisher import batch_gradients, diagonal_fisher
+from tersor.model.attach import plain_copy
 from tersor.progress import Progress, silent
 from tersor.spec import Prune
 from tersor.task import Task

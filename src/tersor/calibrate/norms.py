@@ -12,11 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tersor.calibrate.activations import calibration_batches, run_calibration
 from tersor.errors import TensorError, code_of_the_task
-from tersor.measure.quality import evaluating, to_device
+from tersor.measure.quality import evaluating
 from tersor.model.modes import modes_restored
 from tersor.model.program import GraphModel
 from tersor.progress import Progress, silent
-from tersor.task import Task
+from tersor.task import Task, to_device
 
 
 def reestimate_norms_(model: nn.Module, task: Task, batches: int, device: str = "cpu") -> tuple[str, ...]:

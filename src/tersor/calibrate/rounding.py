@@ -14,10 +14,10 @@ from torch import Tensor, fx, nn
 
 from tersor.calibrate.activations import calibration_batches
 from tersor.errors import TensorError, code_of_the_task
-from tersor.measure.quality import evaluating, to_device
+from tersor.measure.quality import evaluating
 from tersor.model.program import GraphModel
 from tersor.model.trace import Traced
-from tersor.task import Batch, Task
+from tersor.task import Batch, Task, to_device
 from tersor.tensor.affine import Grid
 from tersor.tensor.compressed import Affine, CompressedTensor
 from tersor.tensor.rounding import Rounding, learn_rounding

@@ -7,8 +7,9 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from tersor.calibrate.fisher import batch_gradients, diagonal_fisher, plain_copy
+from tersor.calibrate.fisher import batch_gradients, diagonal_fisher
 from tersor.errors import TensorError
+from tersor.model.attach import plain_copy
 from tersor.model.coupling import Axis, Coupling
 from tersor.progress import Progress, silent
 from tersor.spec import Shrink

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +31,7 @@ from tersor.measure.statistics import (
 from tersor.model.modes import modes_restored
 from tersor.progress import Progress, silent
 from tersor.result import Comparison, Score
-from tersor.task import Batch, Output, Task, batches_in
+from tersor.task import Batch, Output, Task, batches_in, to_device
 
 Predict = Callable[[Batch], Output]
 
@@ -167,28 +167,23 @@ def check_asked_drop(asked_drop: float | None) -> None:
         raise SpecError(f"asked_drop is {asked_drop!r}: it has to be a finite number, 0 or more")
 
 
-def to_device(batch: Batch, device: str) -> Batch:
-    """The batch with everything in it that can move on ``device``, through tuples, lists and mappings."""
-    if hasattr(batch, "to"):  # tensors, packed sequences, tokenizers' encodings
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(to_device(value, device) for value in batch))
-    if isinstance(batch, tuple | list):
-        return type(batch)(to_device(value, device) for value in batch)
-    return batch
-
-
 def on_device(loader: Iterable[Batch], device: str) -> Iterable[Batch]:
     """A loader whose batches are on ``device``, moved as they come: the one given where that is the CPU."""
     return loader if device == "cpu" else _OnDevice(loader, device)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _OnDevice:
     loader: Iterable[Batch]
     device: str
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("loader", "device"):
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+    def __getitem__(self, index: int) -> Batch:
+        return to_device(cast(Sequence[Batch], self.loader)[index], self.device)
 
     def __iter__(self) -> Iterator[Batch]:
         return (to_device(batch, self.device) for batch in self.loader)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -125,6 +126,13 @@ def attach_grid(
     _bind_grid(storage, compressed, grid, storage.mask(), storage.dense() if latent else None, learn)
 
 
+def plain_copy(model: nn.Module, device: str = "cpu") -> nn.Module:
+    """A copy in eval mode on ``device``, without what is attached to the model."""
+    plain = deepcopy(model).to(device)
+    bake_(plain)
+    return plain.eval()
+
+
 def bake_(model: nn.Module) -> None:
     """Turn every attachment back into a plain parameter with the value that its file would have."""
     for storage in storages(model):
@@ -189,7 +197,7 @@ def _attach_shared(
     shared = SharedWeight(compressed, update=update, latent=latent is not None, grid=grid, kept=pruned).to(
         device
     )
-    originals = [] if latent is None else [latent]
+    originals = [] if latent is None else [latent.to(device)]
     if update == "gradient":
         book = torch.from_numpy(cast(Codebook, compressed.form).codebook)
         originals.insert(0, book.to(device=device, dtype=storage.dtype))

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from tersor.model.coupling import Coupling
 from tersor.model.inputs import Inputs
-from tersor.model.modes import modes_restored
+from tersor.model.modes import device_of, modes_restored
 from tersor.model.shrink import Group
 from tersor.model.sizes import is_depthwise
 
@@ -120,7 +120,7 @@ def _constants(plain: nn.Module, coupling: Coupling, inputs: Inputs) -> dict[str
         layer = plain.get_submodule(path)
         dim = 1 if isinstance(layer, _ConvNd) else -1
         hooks.append(layer.register_forward_pre_hook(_watch(found, path, dim)))
-    device = next((one.device for one in plain.parameters()), torch.device("cpu"))
+    device = device_of(plain)
     args, kwargs = pytree.tree_map_only(Tensor, lambda one: one.to(device), (inputs.args, inputs.kwargs))
     try:
         with modes_restored(plain), torch.no_grad():

@@ -14,7 +14,8 @@ from torch.export import Dim
 from torch.utils import _pytree as pytree
 
 from tersor.errors import TaskError, code_of_the_task
-from tersor.task import Batch, Task
+from tersor.model.modes import device_of
+from tersor.task import Batch, Task, to_device
 
 _LOOKED_AT = 8
 
@@ -85,20 +86,20 @@ class _Called(BaseException):
 
 
 def model_call(task: Task, model: nn.Module, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with which the task's ``forward`` calls the model on a batch: (args, kwargs).
+    """The arguments with which the task's ``forward`` calls the model on a batch: (args, kwargs), on the CPU.
 
     The model itself does not run.
     """
     seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append(pytree.tree_map_only(Tensor, torch.Tensor.detach, (args, dict(kwargs))))
+        seen.append(pytree.tree_map_only(Tensor, lambda one: one.detach().cpu(), (args, dict(kwargs))))
         raise _Called
 
     handle = model.register_forward_pre_hook(note, with_kwargs=True, prepend=True)
     try:
         with torch.no_grad(), suppress(_Called), code_of_the_task(f"task {task.name!r}: forward"):
-            task.forward(model, batch)
+            task.forward(model, to_device(batch, str(device_of(model))))
     finally:
         handle.remove()
     if not seen:

@@ -1,11 +1,17 @@
-"""Training or evaluation, module by module."""
+"""Training or evaluation, module by module; where a model is."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the first parameter of a model is; the CPU for one without any."""
+    return next((one.device for one in model.parameters()), torch.device("cpu"))
 
 
 @contextmanager

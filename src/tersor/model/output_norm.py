@@ -19,7 +19,7 @@ from tersor.model.attach import attach_grid, collect_one
 from tersor.model.channels import Layer, Layers, fits
 from tersor.model.grid import GridWeight
 from tersor.model.inputs import Inputs
-from tersor.model.modes import modes_restored
+from tersor.model.modes import device_of, modes_restored
 from tersor.tensor.compressed import Affine
 from tersor.tensor.fake import learned_scale
 
@@ -96,7 +96,7 @@ def folded_into(model: nn.Module, norms: Iterable[str], inputs: Inputs) -> dict[
     handles += [
         modules[path].register_forward_pre_hook(partial(match, path), with_kwargs=True) for path in norms
     ]
-    device = next((one.device for one in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     args, kwargs = pytree.tree_map_only(Tensor, lambda one: one.to(device), (inputs.args, inputs.kwargs))
     try:
         with modes_restored(model), torch.no_grad():

@@ -7,7 +7,6 @@ weights, biases and norms to zero, and :func:`check_same` runs both before anyth
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from math import inf, prod
 from typing import Any
@@ -19,10 +18,10 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree
 
 from tersor.errors import TensorError, VerificationError, in_context
-from tersor.model.attach import Collected, bake_
+from tersor.model.attach import Collected, plain_copy
 from tersor.model.coupling import Axis, Coupling
 from tersor.model.inputs import Inputs
-from tersor.model.modes import modes_restored
+from tersor.model.modes import device_of, modes_restored
 from tersor.model.sizes import HEADS, is_depthwise
 from tersor.model.storage import state
 from tersor.model.structure import apply_changes_
@@ -160,7 +159,7 @@ def sliced(collected: Collected, removal: Removal) -> Collected:
 
 def masked(model: nn.Module, removal: Removal) -> nn.Module:
     """A plain copy of the model with every weight, bias and norm of what is removed set to zero."""
-    copy = _plain(model)
+    copy = plain_copy(model)
     with torch.no_grad():
         for storage in state(copy):
             if storage.kind == "buffer":
@@ -173,7 +172,7 @@ def masked(model: nn.Module, removal: Removal) -> nn.Module:
 
 def shrunk(model: nn.Module, removal: Removal) -> nn.Module:
     """A plain copy of the model without what is removed, made as a file's changes make it."""
-    copy = _plain(model)
+    copy = plain_copy(model)
     whole = {storage.name: storage.dense().clone() for storage in state(copy)}
     apply_changes_(copy, removal.changes)
     with torch.no_grad():
@@ -191,15 +190,13 @@ def shrunk(model: nn.Module, removal: Removal) -> nn.Module:
 def check_same(expected: nn.Module, got: nn.Module, inputs: Inputs, tolerance: float = TOLERANCE) -> float:
     """The largest difference of the two models' outputs, relative to the largest output.
 
-    Raises :class:`VerificationError` if it is more than ``tolerance`` (for types of fewer bits, what their
-    rounding makes of it), if the shapes differ, or if the second model fails where the first does not.
+    Both are copies on the CPU: a GPU may multiply float32 with so few bits (TF32) that a removal looks like a
+    change. Raises :class:`VerificationError` if it is more than ``tolerance`` (for types of fewer bits, what
+    their rounding makes of it), if the shapes differ, or if a model fails.
     """
-    before = _outputs(expected, inputs)
-    try:
-        after = _outputs(got, inputs)
-    except Exception as error:  # whatever the model's own code does with a size that it did not expect
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise VerificationError(f"without them the model fails: {lines[0]}") from error
+    before, after = (
+        _outputs(model, inputs, why) for model, why in ((expected, "on the CPU"), (got, "without them"))
+    )
     if [one.shape for one in before] != [one.shape for one in after]:
         raise VerificationError("without them the outputs have other shapes")
     worst = 0.0
@@ -268,16 +265,13 @@ def _obstacle(model: nn.Module, coupling: Coupling, removed: Tensor, inputs: Inp
     return ""
 
 
-def _plain(model: nn.Module) -> nn.Module:
-    """A copy on the CPU, whose float32 is exact: a GPU may multiply with fewer bits (TF32)."""
-    copy = deepcopy(model).to("cpu")
-    bake_(copy)
-    return copy
-
-
-def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    device = next((one.device for one in model.parameters()), torch.device("cpu"))
+def _outputs(model: nn.Module, inputs: Inputs, why: str) -> list[Tensor]:
+    device = device_of(model)
     given: Any = pytree.tree_map_only(Tensor, lambda one: one.to(device), (inputs.args, inputs.kwargs))
-    with modes_restored(model), torch.no_grad():
-        made = model.eval()(*given[0], **given[1])
+    try:
+        with modes_restored(model), torch.no_grad():
+            made = model.eval()(*given[0], **given[1])
+    except Exception as error:  # whatever the model's own code does with a size that it did not expect
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise VerificationError(f"{why} the model fails: {lines[0]}") from error
     return [one for one in pytree.tree_leaves(made) if isinstance(one, Tensor)]

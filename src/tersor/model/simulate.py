@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tersor.errors import SpecError, VerificationError, did_you_mean
 from tersor.model.grid import GridWeight
+from tersor.model.modes import device_of
 from tersor.model.output_norm import OutputNorm
 from tersor.model.program import GraphModel
 from tersor.model.storage import storages
@@ -130,7 +131,7 @@ def simulated(
         taps[value] = FollowingPoint(point) if follows else FakePoint(point, learn=learn)
         if point.dynamic:
             readers[value] = seen_by(traced.operations, value)
-    device = next((one.device for one in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     return GraphModel(model, traced, taps, readers=readers, frozen_norms=frozen_norms).to(device)
 
 

@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 from tersor.errors import TaskError
 from tersor.model.attach import bake_
 from tersor.model.inputs import Inputs
+from tersor.model.modes import device_of
 from tersor.model.storage import state
 from tersor.points import WEIGHTED, Operation
 
@@ -87,7 +88,7 @@ def trace(model: nn.Module, inputs: Inputs) -> Traced:
     """
     bare = copy.deepcopy(model)
     bake_(bare)
-    device = next((one.device for one in bare.parameters()), torch.device("cpu"))
+    device = device_of(bare)
     args, kwargs = pytree.tree_map_only(Tensor, lambda one: one.to(device), (inputs.args, inputs.kwargs))
     program = exported(bare.eval(), replace(inputs, args=args, kwargs=kwargs))
     first = {site.name: storage.name for storage in state(bare) for site in storage.sites}

@@ -72,7 +72,8 @@ def compress(
     asked_drop -- a drop in the score's own unit that the test data should be able to tell from none; where
         they are too few for it, ``result.comparison.note`` says so, and how many would do.
 
-    Nothing that was passed in changes. Same seed, same bytes (on the same machine, versions and threads).
+    Nothing that was passed in changes. Same seed, same bytes (on the same machine, versions and threads; on a
+    GPU as far as its kernels give the same numbers again).
     NaN and Inf are refused in what is compressed, and kept and counted in what is not.
     Raises :class:`SpecError`, :class:`TaskError` or :class:`TensorError` for what cannot be done, and
     :class:`VerificationError` if the file does not give back the model; ``out`` is then as it was.

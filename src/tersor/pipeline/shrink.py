@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import cast
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from tersor.calibrate.norms import reestimate_norms_
 from tersor.calibrate.units import unit_importance
 from tersor.errors import TargetError, TaskError, VerificationError, in_context
-from tersor.model.attach import attach_collected_, bake_
+from tersor.model.attach import attach_collected_, plain_copy
 from tersor.model.coupling import Coupling
 from tersor.model.coupling_rules import couple, few_samples
 from tersor.model.dead import dead_units
@@ -148,8 +147,7 @@ def _removed(
 ) -> Tensor:
     """The labels of the units that go; of dead ones, with their constants moved into biases."""
     if step.dead:
-        plain = deepcopy(work.model).to("cpu")
-        bake_(plain)
+        plain = plain_copy(work.model)
         found = storages(work.model)
         held = [one.sites[0].path for one in found if one.kind == "bias" and one.parametrization is not None]
         dead = dead_units(plain, coupling, [group for group, _ in chosen], inputs, held)

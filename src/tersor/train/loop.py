@@ -15,13 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from tersor.errors import TaskError, code_of_the_task
-from tersor.measure.quality import to_device
-from tersor.model.modes import modes_restored
+from tersor.model.modes import device_of, modes_restored
 from tersor.model.simulate import scales_that_learn
 from tersor.model.storage import storages
 from tersor.progress import Progress, silent
 from tersor.spec import Train
-from tersor.task import Batch, Task, batches_in
+from tersor.task import Batch, Task, batches_in, to_device
 from tersor.train.checkpoint import interrupt_later, load_checkpoint, save_checkpoint
 from tersor.train.control import Control
 from tersor.train.gradients import quantized_gradients
@@ -248,7 +247,7 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
         self.records = [EpochRecord(*one) for one in state["records"]]
-        home = next(self.model.parameters()).device
+        home = device_of(self.model)
         self.losses = [one.to(home) for one in state["losses"]]
         self.epoch_chance = state["epoch_chance"]
         self.resumed = state["chance"]
@@ -291,7 +290,7 @@ def _loss(model: nn.Module, task: Task, batch: Batch, controls: Sequence[Control
 
 @contextmanager
 def _in_training(model: nn.Module, device: str) -> Iterator[None]:
-    home = next((one.device for one in model.parameters()), torch.device("cpu"))
+    home = device_of(model)
     with modes_restored(model):
         model.to(device).train()
         try:

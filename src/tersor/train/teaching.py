@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from tersor.errors import TaskError, TersorError, code_of_the_task, in_context
 from tersor.measure.outputs import labels_of, logits_of, other_axis
-from tersor.measure.quality import evaluating, to_device
+from tersor.measure.quality import evaluating
 from tersor.model.program import GraphModel
 from tersor.model.restore import trained_model
 from tersor.progress import Progress, silent
 from tersor.result import TEACHER, Touched
 from tersor.spec import Distill, Train
-from tersor.task import Batch, Output, Task
+from tersor.task import Batch, Output, Task, to_device
 from tersor.train.control import Control
 from tersor.train.distill import output_loss
 from tersor.train.matching import LayerTerms, pairs_of, sides_of
