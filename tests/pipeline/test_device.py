@@ -136,7 +136,7 @@ def test_a_forward_may_use_what_the_model_holds(task, device):
 
     given = replace(task, forward=forward)
     assert run(given, TRAINED["channels"], device).ratio > 1
-    assert run(given, UNTRAINED["activations"], device).ratio > 1
+    assert run(given, UNTRAINED["fisher"], device).ratio > 1
 
 
 def test_metrics_see_their_own_loader(task, device):
