@@ -303,8 +303,8 @@ def _before(told: _Told, start: int | None, context: Context) -> tuple[Collected
         found, size = read_collected(path), path.stat().st_size
         what = str(path)
     if size != last["size_bytes"]:
-        return None, (f"{what} gave {size:,} bytes, the run {last['size_bytes']:,}: task, data or versions "
-                      "are others")  # fmt: skip
+        return None, (f"{what} gave {size:,} bytes, the run {last['size_bytes']:,}: task, data, "
+                      "device or versions are others")  # fmt: skip
     return found, ""
 
 
