@@ -22,11 +22,8 @@ from tersor.model import trace
 FAR = "meta"
 _ATEN = torch.ops.aten
 _MOVES = (_ATEN._to_copy, _ATEN.copy_)
-_INDEXING = (
-    _ATEN.index,
-    _ATEN.index_put_,
-    _ATEN._index_put_impl_,
-)  # a GPU's tensor takes an index of the CPU
+# A GPU's tensor takes an index of the CPU.
+_INDEXING = (_ATEN.index, _ATEN.index_put_, _ATEN._index_put_impl_)
 _JOINING = (_ATEN.cat, _ATEN.stack)  # which take no number of the CPU either
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from tersor.errors import TaskError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 Batch = Any
@@ -108,7 +109,7 @@ def batches_in(loader: object) -> int | None:
         return None
 
 
-def to_device(batch: Batch, device: str) -> Batch:
+def to_device(batch: Batch, device: str | torch.device) -> Batch:
     """The batch with everything in it that can move on ``device``, through tuples, lists and mappings."""
     if hasattr(batch, "to"):  # tensors, packed sequences, tokenizers' encodings
         return batch.to(device)

@@ -10,7 +10,7 @@ from tests.far import FAR, Far, far_away
 
 import tersor
 from tersor import Cluster, Code, Distill, Fold, Match, Prune, Quantize, Recipe, Shrink, Smooth, Train
-from tersor.model.shrink import Removal, check_same, masked, shrunk
+from tersor.model.shrink import check_same
 from tersor.pipeline import shrink as pipeline_shrink
 
 # What torch says of its own device without memory.
@@ -117,7 +117,8 @@ def test_a_training_that_was_stopped_in_an_epoch_goes_on(task, kind, device, tmp
         run(task, steps, device, tmp_path / "stopped")
     assert [one.name for one in (tmp_path / "stopped").rglob("*.checkpoint")]
     stopped = run(task, steps, device, tmp_path / "stopped")
-    assert stopped.path.read_bytes() == whole.path.read_bytes() or device != FAR
+    if device == FAR:
+        assert stopped.path.read_bytes() == whole.path.read_bytes()
 
 
 def test_plans_blame_and_sensitivity(task, device, tmp_path):
@@ -166,21 +167,7 @@ def test_removals_are_proved_on_the_cpu(task, kind, device, monkeypatch):
     assert seen == {"cpu"}
 
 
-def test_copies_to_prove_removals_are_on_the_cpu(task, device):
-    model = task.build().to(device)
-    for made in (masked(model, Removal({}, ())), shrunk(model, Removal({}, ()))):
-        assert {one.device.type for one in made.parameters()} == {"cpu"}
-
-
 def test_a_search(task, device, tmp_path):
     untrained = replace(task, train=None, loss=None)
     found = tersor.search(untrained, tersor.Budget(max_drop=0.2), out=tmp_path, device=device)
     assert found.size_bytes < found.dense_bytes
-
-
-def test_a_metric_gets_its_batches_where_the_model_is(task, device):
-    def metric(model, loader):
-        return float(sum((model(x).argmax(1) == y).float().mean() for x, y in loader) / len(loader))
-
-    other = replace(task, score=None, metric=metric)
-    assert run(other, UNTRAINED["magnitude"], device).artifact.value >= 0

@@ -12,6 +12,7 @@ from tersor.errors import code_of_the_task
 from tersor.measure.certainty import Decided, Told, decided, joined, told_by_probabilities
 from tersor.measure.outputs import output_change
 from tersor.measure.quality import evaluate, evaluate_model, evaluating, on_device
+from tersor.progress import Progress, silent
 from tersor.result import Score
 from tersor.task import Batch, Output, Task
 
@@ -63,7 +64,13 @@ class Moved:
 
 
 def score_and_change(
-    model: nn.Module, task: Task, loader: Iterable[Batch], originals: Originals, *, device: str = "cpu"
+    model: nn.Module,
+    task: Task,
+    loader: Iterable[Batch],
+    originals: Originals,
+    *,
+    device: str = "cpu",
+    progress: Progress = silent,
 ) -> Moved:
     """How ``model`` does over ``loader``.
 
@@ -82,12 +89,12 @@ def score_and_change(
 
     with evaluating(model), torch.no_grad():
         if task.metric is None:
-            score = evaluate(predict, task, on_device(loader, device))
+            score = evaluate(predict, task, on_device(loader, device), progress=progress)
         else:
             for batch in on_device(loader, device):
                 with code_of_the_task(f"task {task.name!r}: forward"):
                     predict(batch)
-            score = evaluate_model(model, task, loader, device=device)
+            score = evaluate_model(model, task, loader, device=device, progress=progress)
     whole = torch.cat(changes)
     change = float(whole.mean()) if len(whole) else None
     return Moved(score, change, _told(score, pairs, task.higher_is_better))

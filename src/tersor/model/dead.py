@@ -9,7 +9,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.utils import _pytree as pytree
 
 from tersor.model.coupling import Coupling
 from tersor.model.inputs import Inputs
@@ -120,11 +119,10 @@ def _constants(plain: nn.Module, coupling: Coupling, inputs: Inputs) -> dict[str
         layer = plain.get_submodule(path)
         dim = 1 if isinstance(layer, _ConvNd) else -1
         hooks.append(layer.register_forward_pre_hook(_watch(found, path, dim)))
-    device = device_of(plain)
-    args, kwargs = pytree.tree_map_only(Tensor, lambda one: one.to(device), (inputs.args, inputs.kwargs))
+    given = inputs.on(device_of(plain))
     try:
         with modes_restored(plain), torch.no_grad():
-            plain.eval()(*args, **kwargs)
+            plain.eval()(*given.args, **given.kwargs)
     finally:
         for hook in hooks:
             hook.remove()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from itertools import islice
 from typing import Any
@@ -42,6 +42,11 @@ class Inputs:
         ]
         args, kwargs = pytree.tree_unflatten(shapes, spec)
         return dict(signature(model.forward).bind(*args, **kwargs).arguments)
+
+    def on(self, device: torch.device) -> Inputs:
+        """The same on a device."""
+        args, kwargs = pytree.tree_map_only(Tensor, lambda one: one.to(device), (self.args, self.kwargs))
+        return replace(self, args=args, kwargs=kwargs)
 
     def of_size(self, samples: int) -> Inputs:
         """The same for a batch of so many samples, all sizes fixed; rows are repeated where they lack."""
@@ -99,7 +104,7 @@ def model_call(task: Task, model: nn.Module, batch: Batch) -> tuple[tuple[Any, .
     handle = model.register_forward_pre_hook(note, with_kwargs=True, prepend=True)
     try:
         with torch.no_grad(), suppress(_Called), code_of_the_task(f"task {task.name!r}: forward"):
-            task.forward(model, to_device(batch, str(device_of(model))))
+            task.forward(model, to_device(batch, device_of(model)))
     finally:
         handle.remove()
     if not seen:

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.utils import _pytree as pytree
 
 from tersor.errors import TensorError
 from tersor.model.attach import attach_grid, collect_one
@@ -96,11 +95,10 @@ def folded_into(model: nn.Module, norms: Iterable[str], inputs: Inputs) -> dict[
     handles += [
         modules[path].register_forward_pre_hook(partial(match, path), with_kwargs=True) for path in norms
     ]
-    device = device_of(model)
-    args, kwargs = pytree.tree_map_only(Tensor, lambda one: one.to(device), (inputs.args, inputs.kwargs))
+    given = inputs.on(device_of(model))
     try:
         with modes_restored(model), torch.no_grad():
-            model.eval()(*args, **kwargs)
+            model.eval()(*given.args, **given.kwargs)
     finally:
         for handle in handles:
             handle.remove()

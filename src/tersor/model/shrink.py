@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import inf, prod
-from typing import Any
 
 import numpy as np
 import torch
@@ -266,11 +265,10 @@ def _obstacle(model: nn.Module, coupling: Coupling, removed: Tensor, inputs: Inp
 
 
 def _outputs(model: nn.Module, inputs: Inputs, why: str) -> list[Tensor]:
-    device = device_of(model)
-    given: Any = pytree.tree_map_only(Tensor, lambda one: one.to(device), (inputs.args, inputs.kwargs))
+    given = inputs.on(device_of(model))
     try:
         with modes_restored(model), torch.no_grad():
-            made = model.eval()(*given[0], **given[1])
+            made = model.eval()(*given.args, **given.kwargs)
     except Exception as error:  # whatever the model's own code does with a size that it did not expect
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise VerificationError(f"{why} the model fails: {lines[0]}") from error

@@ -10,7 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import redirect_stderr
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
-from torch.utils import _pytree as pytree
 
 from tersor.errors import TaskError
 from tersor.model.attach import bake_
@@ -88,9 +87,7 @@ def trace(model: nn.Module, inputs: Inputs) -> Traced:
     """
     bare = copy.deepcopy(model)
     bake_(bare)
-    device = device_of(bare)
-    args, kwargs = pytree.tree_map_only(Tensor, lambda one: one.to(device), (inputs.args, inputs.kwargs))
-    program = exported(bare.eval(), replace(inputs, args=args, kwargs=kwargs))
+    program = exported(bare.eval(), inputs.on(device_of(bare)))
     first = {site.name: storage.name for storage in state(bare) for site in storage.sites}
     tensors = {
         spec.arg.name: first.get(str(spec.target), str(spec.target))

@@ -18,9 +18,8 @@ from tersor.artifact.io import Reader
 from tersor.artifact.writer import disk_errors, replacing
 from tersor.checks import whole_number
 from tersor.errors import FormatError, SpecError, TaskError, in_context
-from tersor.measure.outputs import floating_parts, output_change
-from tersor.measure.quality import compare, evaluate_model, evaluating, on_device
-from tersor.measure.quality import evaluate as score_of
+from tersor.measure.moved import Originals, score_and_change
+from tersor.measure.quality import compare, evaluate_model
 from tersor.measure.size import dense_bytes
 from tersor.model.attach import Collected, collect
 from tersor.model.restore import fresh_model, trained_model
@@ -38,12 +37,11 @@ from tersor.progress import Progress, inside, silent
 from tersor.recipe import recipe_from_dict
 from tersor.result import BlameRecord, Score, StepBlame, TensorBlame
 from tersor.spec import Recipe
-from tersor.task import Batch, Output, Task, check_is_task
+from tersor.task import Batch, Task, check_is_task
 from tersor.train.randomness import Randomness
 
 BLAME = "blame"  # its place in result.json
 FILE = "(file)"  # in the place of a step's name: the last stage, coded as the file is
-KEPT_OUTPUTS = 1 << 28  # bytes of the trained model's outputs that are kept
 
 
 @dataclass(frozen=True)
@@ -186,11 +184,10 @@ class _Bench:
             self.tensors = {name: reader.read(name) for name in reader.names}
             self.run = Work(self.model, reader.points).runnable(task)
         self.bare = {one.name: one for one in storages(self.model)}
-        self.reference = trained_model(task.reference).to(device)
+        reference = trained_model(task.reference).to(device)
+        self.originals = Originals(reference, task.reference, device=device)
         assert task.validation is not None
         self.data = task.validation if batches is None else _First(task.validation, batches)
-        self._outputs: dict[int, Output] = {}
-        self._kept = 0
         self.file = self._measure(inside(context.progress, "file"))
 
     def with_(self, name: str, dense: torch.Tensor) -> tuple[Score, float | None]:
@@ -214,26 +211,10 @@ class _Bench:
         with Randomness(self.data).seeded(0):
             if task.metric is not None:
                 return evaluate_model(self.run, task, self.data, device=device, progress=progress), None
-            changes: list[torch.Tensor] = []
-
-            def predict(batch: Batch) -> Output:
-                output = task.forward(self.run, batch)
-                changes.append(output_change(self._original(len(changes), batch), output, batch).cpu())
-                return output
-
-            with evaluating(self.run), evaluating(self.reference), torch.no_grad():
-                score = score_of(predict, task, on_device(self.data, device), progress=progress)
-        return score, float(torch.cat(changes).mean())
-
-    def _original(self, at: int, batch: Batch) -> Output:
-        """What the trained model says to a batch; kept as long as there is room."""
-        if at not in self._outputs:
-            output = self.context.task.reference.forward(self.reference, batch)
-            self._kept += sum(one.nbytes for one in floating_parts(output))
-            if self._kept > KEPT_OUTPUTS:
-                return output
-            self._outputs[at] = output
-        return self._outputs[at]
+            moved = score_and_change(
+                self.run, task, self.data, self.originals, device=device, progress=progress
+            )
+        return moved.score, moved.change
 
 
 @dataclass(frozen=True)
